@@ -1,0 +1,7 @@
+"""artent_ext: the kernels of artent as ordinary PyTorch ops."""
+
+from artent_ext import reference
+from artent_ext._version import __version__
+from artent_ext.attention import AttentionStats, attention_entropy, attention_stats
+
+__all__ = ["AttentionStats", "__version__", "attention_entropy", "attention_stats", "reference"]

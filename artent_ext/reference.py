@@ -1,0 +1,56 @@
+"""Plain-torch truth for every op of this package: materialised, slow, easy to read.
+
+Tests compare the kernels with these functions in float64; the documentation points here for the definitions.
+"""
+
+from __future__ import annotations
+
+import torch
+
+__all__ = ["attention_probabilities", "attention_stats"]
+
+
+def attention_logits(query, key, *, attn_mask=None, key_range=None, diagonal=None, scale=None):
+    """Masked logits s, (..., H, T_q, T_k); hidden keys are −inf. Arguments as the op's, see ``attention_stats``."""
+    if scale is None:
+        scale = query.shape[-1] ** -0.5
+    if key.shape[-3] != query.shape[-3]:
+        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], dim=-3)
+    s = (query @ key.mT) * scale
+    rows = torch.arange(query.shape[-2], device=query.device)[:, None]
+    keys = torch.arange(key.shape[-2], device=query.device)[None, :]
+    visible = torch.ones_like(s, dtype=torch.bool)
+    if diagonal is not None:
+        visible = visible & (keys <= rows + diagonal)
+    if key_range is not None:  # (..., T_q, 2): the head dimension is added when it is missing
+        if key_range.dim() == query.dim() - 1:
+            key_range = key_range.unsqueeze(-3)
+        visible = visible & (keys >= key_range[..., :1]) & (keys < key_range[..., 1:])
+    if attn_mask is not None:
+        if attn_mask.dtype == torch.bool:
+            visible = visible & attn_mask
+        else:
+            s = s + attn_mask.to(s.dtype)
+    return s.masked_fill(~visible, float("-inf"))
+
+
+def attention_probabilities(query, key, **options):
+    """A = softmax of the masked logits, (..., H, T_q, T_k); a row without a key is zero."""
+    s = attention_logits(query, key, **options)
+    empty = torch.isneginf(s).all(-1, keepdim=True) if s.shape[-1] else torch.ones_like(s[..., :0].sum(-1, True)) > 0
+    return torch.softmax(s.masked_fill(empty, 0.0), -1).masked_fill(empty, 0.0)
+
+
+def attention_stats(query, key, **options):
+    """(lse, entropy, purity) of every row of A, each (..., H, T_q). Source: MATH §4.
+
+    A row without a key has lse = −inf, entropy 0 and purity 0.
+    """
+    s = attention_logits(query, key, **options)
+    p = attention_probabilities(query, key, **options)
+    log_p = torch.where(p > 0, p, 1.0).log()
+    if s.shape[-1]:
+        lse = torch.logsumexp(s, -1)
+    else:
+        lse = s.new_full(s.shape[:-1], float("-inf"))
+    return lse, -(p * log_p).sum(-1), p.square().sum(-1)

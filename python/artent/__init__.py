@@ -1,0 +1,39 @@
+"""artent: the entanglement of what fine-tuning writes into a language model, and of what the model attends to.
+
+Names are loaded on first use, so ``import artent`` stays light: it imports neither transformers nor peft nor
+matplotlib. ``artent.entanglement_profile`` is the place to start.
+"""
+
+from importlib import import_module
+
+from artent_ext._version import __version__
+
+_EXPORTS = {
+    "EntanglementProfile": "artent.profile",
+    "EntanglementRecorder": "artent.training",
+    "LoRAUpdate": "artent.updates",
+    "MPSUpdate": "artent.updates",
+    "attach": "artent.training",
+    "attention_entanglement": "artent.attention",
+    "entanglement_profile": "artent.profile",
+    "profile_model": "artent.checkpoints",
+    "weight_updates": "artent.checkpoints",
+}
+_MODULES = ("attention", "checkpoints", "entropy", "plots", "profile", "schmidt", "sites", "study", "theory", "training", "updates")
+
+__all__ = [*_EXPORTS, "__version__", "plots", "theory"]
+
+
+def __getattr__(name):
+    if name in _EXPORTS:
+        value = getattr(import_module(_EXPORTS[name]), name)
+    elif name in _MODULES:
+        value = import_module(f"artent.{name}")
+    else:
+        raise AttributeError(f"module 'artent' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted([*globals(), *_EXPORTS, *_MODULES])
