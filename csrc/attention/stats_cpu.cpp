@@ -1,0 +1,116 @@
+// attention_stats on the CPU: tensors in, blocks shared out over threads, tensors out.
+#include <torch/csrc/stable/library.h>
+
+#include <atomic>
+#include <exception>
+#include <tuple>
+
+#include "stats_args.h"
+#include "stats_cpu_kernel.h"
+
+namespace artent::attention {
+namespace {
+
+int64_t blocks(int64_t length, int64_t size) { return (length + size - 1) / size; }
+
+// Runs body(b, h, block, workspace) for every block. Under a causal mask late blocks see more keys: blocks are dealt
+// first, last, second, last but one, …, so that equal shares of the list are equal shares of the work.
+template <typename T, typename Body>
+void for_each_block(int64_t batch, int64_t heads, int64_t count, const Body& body) {
+  std::atomic<bool> failed{false};
+  torch::stable::parallel_for(0, batch * heads * count, 1, [&](int64_t begin, int64_t end) {
+    try {  // an exception must not leave a parallel region
+      Workspace<T> workspace;
+      for (int64_t item = begin; item < end; ++item) {
+        const int64_t turn = item % count, block = turn % 2 == 0 ? turn / 2 : count - 1 - turn / 2;
+        body(item / count / heads, item / count % heads, block, workspace);
+      }
+    } catch (const std::exception&) {
+      failed = true;
+    }
+  });
+  STD_TORCH_CHECK(!failed, "attention_stats: out of memory for a tile of logits");
+}
+
+template <typename F>
+void dispatch(ScalarType type, const F& f) {
+  switch (type) {
+    case ScalarType::Float: return f(float{});
+    case ScalarType::Double: return f(double{});
+    case ScalarType::BFloat16: return f(BFloat16{});
+    case ScalarType::Half: return f(Float16{});
+    default: STD_TORCH_CHECK(false, "attention_stats: unsupported dtype ", torch::headeronly::toString(type));
+  }
+}
+
+std::tuple<Tensor, Tensor, Tensor> attention_stats(Tensor query, Tensor key, std::optional<Tensor> attn_mask,
+                                                   std::optional<Tensor> key_range, std::optional<int64_t> diagonal,
+                                                   double scale) {
+  const ScalarType accumulator = accumulator_of(query);
+  StatsForward p{};
+  p.shape = shape_of(query, key);
+  p.visibility = visibility_of(p.shape, accumulator, attn_mask, key_range, diagonal);
+  p.scale = scale;
+  p.query = query.const_data_ptr();
+  p.query_strides = strides_of(query);
+  p.key = key.const_data_ptr();
+  p.key_strides = strides_of(key);
+  Tensor lse = new_rows(query, accumulator), entropy = new_rows(query, accumulator),
+         purity = new_rows(query, accumulator);
+  p.lse = lse.mutable_data_ptr();
+  p.entropy = entropy.mutable_data_ptr();
+  p.purity = purity.mutable_data_ptr();
+  dispatch(query.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    for_each_block<T>(p.shape.batch, p.shape.heads, blocks(p.shape.queries, kQueryTile),
+                      [&](int64_t b, int64_t h, int64_t block, Workspace<T>& w) {
+                        forward_block<T>(p, b, h, block * kQueryTile, w);
+                      });
+  });
+  return {lse, entropy, purity};
+}
+
+std::tuple<Tensor, Tensor> attention_stats_backward(
+    std::optional<Tensor> grad_lse, std::optional<Tensor> grad_entropy, std::optional<Tensor> grad_purity, Tensor query,
+    Tensor key, Tensor lse, Tensor entropy, Tensor purity, std::optional<Tensor> attn_mask,
+    std::optional<Tensor> key_range, std::optional<int64_t> diagonal, double scale) {
+  const ScalarType accumulator = accumulator_of(query);
+  StatsBackward p{};
+  p.shape = shape_of(query, key);
+  p.visibility = visibility_of(p.shape, accumulator, attn_mask, key_range, diagonal);
+  p.scale = scale;
+  p.query = query.const_data_ptr();
+  p.query_strides = strides_of(query);
+  p.key = key.const_data_ptr();
+  p.key_strides = strides_of(key);
+  Tensor keep[6];
+  p.lse = rows_pointer(lse, p.shape, accumulator, keep[0], "lse");
+  p.entropy = rows_pointer(entropy, p.shape, accumulator, keep[1], "entropy");
+  p.purity = rows_pointer(purity, p.shape, accumulator, keep[2], "purity");
+  p.grad_lse = rows_pointer(grad_lse, p.shape, accumulator, keep[3], "grad_lse");
+  p.grad_entropy = rows_pointer(grad_entropy, p.shape, accumulator, keep[4], "grad_entropy");
+  p.grad_purity = rows_pointer(grad_purity, p.shape, accumulator, keep[5], "grad_purity");
+  Tensor grad_query = new_like(query), grad_key = new_like(key);
+  p.grad_query = grad_query.mutable_data_ptr();
+  p.grad_key = grad_key.mutable_data_ptr();
+  dispatch(query.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    for_each_block<T>(p.shape.batch, p.shape.heads, blocks(p.shape.queries, kQueryTile),
+                      [&](int64_t b, int64_t h, int64_t block, Workspace<T>& w) {
+                        backward_query_block<T>(p, b, h, block * kQueryTile, w);
+                      });
+    for_each_block<T>(p.shape.batch, p.shape.key_heads, blocks(p.shape.keys, kKeyBlock),
+                      [&](int64_t b, int64_t hk, int64_t block, Workspace<T>& w) {
+                        backward_key_block<T>(p, b, hk, block * kKeyBlock, w);
+                      });
+  });
+  return {grad_query, grad_key};
+}
+
+}  // namespace
+}  // namespace artent::attention
+
+STABLE_TORCH_LIBRARY_IMPL(artent, CPU, m) {
+  m.impl("attention_stats", TORCH_BOX(&artent::attention::attention_stats));
+  m.impl("attention_stats_backward", TORCH_BOX(&artent::attention::attention_stats_backward));
+}
