@@ -1,7 +1,8 @@
 """artent_ext: the kernels of artent as ordinary PyTorch ops."""
 
 from artent_ext import reference
+from artent_ext._native import build_info
 from artent_ext._version import __version__
 from artent_ext.attention import AttentionStats, attention_entropy, attention_stats
 
-__all__ = ["AttentionStats", "__version__", "attention_entropy", "attention_stats", "reference"]
+__all__ = ["AttentionStats", "__version__", "attention_entropy", "attention_stats", "build_info", "reference"]
