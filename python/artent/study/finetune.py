@@ -1,0 +1,146 @@
+"""The small LLaMA of the study: making it, training it through transformers' Trainer, its held-out loss."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import warnings
+
+import torch
+from tqdm import tqdm
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+from transformers.utils import logging as transformers_logging
+
+__all__ = ["HeldOut", "adapt", "held_out_loss", "load_base", "make_trainer", "quiet", "untrained"]
+
+
+def untrained(config):
+    """The model before pretraining, the same for every call: its seed is ``config.base_seed``."""
+    torch.manual_seed(config.base_seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=256,
+            hidden_size=config.width,
+            intermediate_size=config.mlp_width,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            num_key_value_heads=config.kv_heads,
+            max_position_embeddings=config.context,
+            tie_word_embeddings=True,
+            initializer_range=config.width
+            ** -0.5,  # LLaMA's 0.02 suits widths in the thousands, and learns slowly here
+            bos_token_id=None,
+            eos_token_id=None,
+            use_cache=False,
+        )
+    )
+
+
+def load_base(config, weights):
+    """The pretrained model from its safetensors file."""
+    from safetensors.torch import load_model
+
+    model = untrained(config)
+    load_model(model, weights)
+    return model
+
+
+def adapt(model, method, targets, seed):
+    """What ``method`` trains: the model itself for full FT, else the model under LoRA (α = 2r) of ``targets``."""
+    if method.rank is None:
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)  # the adapter's initialisation
+    options = LoraConfig(
+        r=method.rank, lora_alpha=2 * method.rank, target_modules=list(targets), lora_dropout=0.0
+    )
+    return get_peft_model(model, options)
+
+
+def make_trainer(model, blocks, *, steps, batch, learning_rate, seed, label, folder, callbacks=()):
+    """A Trainer for ``steps`` steps over ``blocks`` (texts, context): AdamW, 10 % warm-up, cosine to zero, one progress bar."""
+    arguments = TrainingArguments(
+        output_dir=folder,
+        max_steps=steps,
+        per_device_train_batch_size=batch,
+        learning_rate=learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=max(1, steps // 10),
+        adam_beta2=0.95,
+        seed=seed,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+    dataset = [{"input_ids": block, "labels": block} for block in blocks]
+    trainer = Trainer(
+        model=model, args=arguments, train_dataset=dataset, callbacks=[ProgressBar(label), *callbacks]
+    )
+    trainer.remove_callback(PrinterCallback)  # with its bar off, Trainer would print every log instead
+    return trainer
+
+
+@torch.no_grad()
+def held_out_loss(model, blocks, batch=8):
+    """Mean next-byte cross-entropy over ``blocks`` (texts, context), in nats a byte."""
+    training = model.training
+    model.eval()
+    losses = [model(input_ids=part, labels=part).loss.item() * len(part) for part in blocks.split(batch)]
+    model.train(training)
+    return sum(losses) / len(blocks)
+
+
+class HeldOut(TrainerCallback):
+    """Passes ``record({"step", "text", "loss"})`` for every text at the start, every ``every`` steps and the end."""
+
+    def __init__(self, texts, every, record):
+        self.texts, self.every, self.record, self.last = texts, every, record, None
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        self._measure(state.global_step, model)
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
+            self._measure(state.global_step, model)
+
+    def _measure(self, step, model):
+        for text, blocks in self.texts.items():
+            self.record({"kind": "loss", "step": step, "text": text, "loss": held_out_loss(model, blocks)})
+
+
+class ProgressBar(TrainerCallback):
+    def __init__(self, label):
+        self.label = label
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.bar = tqdm(total=state.max_steps, desc=self.label, unit="step", leave=True)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.bar.update()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.bar.close()
+
+
+@contextlib.contextmanager
+def quiet():
+    """Libraries keep to errors inside; their own progress bars are off, ours stay."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as scratch:
+        warnings.simplefilter("ignore")
+        try:
+            yield scratch
+        finally:
+            transformers_logging.set_verbosity(level)
