@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Compiles every CUDA source for sm_80, sm_90 and compute_90 PTX with the nvcc on PATH, against the headers of the
+# installed torch (a CPU torch will do). Nothing CUDA is linked or run: this proves that the sources compile, no more.
+#
+#   PYTHON=python3 .ci/cuda.sh
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+python=${PYTHON:-python3}
+nvcc=$(command -v nvcc) || { echo "cuda.sh: no nvcc on PATH; install a CUDA toolkit (headers and nvcc suffice)" >&2; exit 1; }
+torch=$("$python" -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parent / "include")')
+out=$(mktemp -d)
+trap 'rm -rf "$out"' EXIT
+
+mapfile -t sources < <(find csrc -name '*.cu' | sort)
+[ ${#sources[@]} -gt 0 ] || { echo "cuda.sh: no .cu file under csrc" >&2; exit 1; }
+for source in "${sources[@]}"; do
+  echo "cuda.sh: $source"
+  # The flags of setup.py, which takes -std from torch's builder.
+  "$nvcc" -c "$source" -o "$out/object.o" -O3 -std=c++20 -DUSE_CUDA -DTORCH_TARGET_VERSION=0x020a000000000000 \
+    -Icsrc -isystem "$torch" -isystem "$torch/torch/csrc/api/include" \
+    --expt-relaxed-constexpr -Werror all-warnings -Xcompiler -fPIC,-Wall \
+    -gencode=arch=compute_80,code=sm_80 -gencode=arch=compute_90,code=sm_90 \
+    -gencode=arch=compute_90,code=compute_90
+done
+echo "cuda.sh: ${#sources[@]} source(s) compiled with $("$nvcc" --version | sed -n 's/.*release //p')"
