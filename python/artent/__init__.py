@@ -6,7 +6,10 @@ matplotlib. ``artent.entanglement_profile`` is the place to start.
 
 from importlib import import_module
 
+from artent import _registration
 from artent_ext._version import __version__
+
+_registration.install()
 
 _EXPORTS = {
     "EntanglementProfile": "artent.profile",
