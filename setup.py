@@ -15,9 +15,7 @@ from torch.utils import cpp_extension
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'"(.+)"', (ROOT / "artent_ext/_version.py").read_text())[1]
-TORCH_TARGET = (
-    "0x020a000000000000"  # the stable ABI of torch 2.10: one build serves every torch from there on
-)
+TORCH_TARGET = "0x020a000000000000"  # the stable ABI of torch 2.10: one build serves every torch from there on
 ARCHITECTURES = (  # machine code for A100 and H100, PTX for what comes after
     "-gencode=arch=compute_80,code=sm_80",
     "-gencode=arch=compute_90,code=sm_90",
@@ -30,16 +28,12 @@ def cuda_choice():
     wanted = os.environ.get("ARTENT_CUDA")
     if wanted not in (None, "", "0", "1"):
         raise SystemExit(f"ARTENT_CUDA={wanted!r}: expected 0 (never build CUDA) or 1 (build it or fail)")
-    nvcc = shutil.which("nvcc") or (
-        cpp_extension.CUDA_HOME and shutil.which(f"{cpp_extension.CUDA_HOME}/bin/nvcc")
-    )
+    nvcc = shutil.which("nvcc") or (cpp_extension.CUDA_HOME and shutil.which(f"{cpp_extension.CUDA_HOME}/bin/nvcc"))
     if wanted == "0":
         return False, "ARTENT_CUDA=0"
     if wanted == "1":
         if not nvcc:
-            raise SystemExit(
-                "ARTENT_CUDA=1, but there is no nvcc: install a CUDA toolkit or put its bin on PATH"
-            )
+            raise SystemExit("ARTENT_CUDA=1, but there is no nvcc: install a CUDA toolkit or put its bin on PATH")
         return True, "ARTENT_CUDA=1"
     if torch.version.cuda is None:
         return False, f"torch {torch.__version__} has no CUDA"

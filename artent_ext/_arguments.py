@@ -76,9 +76,7 @@ def _floating(x, name):
             f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}; convert it, e.g. {name}.float()"
         )
     if x.dim() < 2:
-        raise ValueError(
-            f"{name} must have at least two dimensions (..., H, T, D), got shape {tuple(x.shape)}"
-        )
+        raise ValueError(f"{name} must have at least two dimensions (..., H, T, D), got shape {tuple(x.shape)}")
     return x
 
 
@@ -127,9 +125,7 @@ def _expand(x, target, name, hint):
     try:
         return _four_d(x.expand(target))
     except RuntimeError:
-        raise ValueError(
-            f"{name} of shape {tuple(x.shape)} does not broadcast to {tuple(target)}; {hint}"
-        ) from None
+        raise ValueError(f"{name} of shape {tuple(x.shape)} does not broadcast to {tuple(target)}; {hint}") from None
 
 
 def _four_d(x):
@@ -153,13 +149,9 @@ def _mask(mask, query, target):
     if not isinstance(mask, Tensor):
         raise TypeError(f"attn_mask must be a torch.Tensor or a CausalBias, got {type(mask).__name__}")
     if mask.device != query.device:
-        raise ValueError(
-            f"attn_mask is on {mask.device} and query is on {query.device}: move them to one device"
-        )
+        raise ValueError(f"attn_mask is on {mask.device} and query is on {query.device}: move them to one device")
     if mask.requires_grad:
-        raise ValueError(
-            "attn_mask requires grad, but only query and key get gradients here; pass attn_mask.detach()"
-        )
+        raise ValueError("attn_mask requires grad, but only query and key get gradients here; pass attn_mask.detach()")
     if mask.dtype not in (torch.bool, *_FLOATS):
         raise TypeError(
             f"attn_mask must be bool or floating point, got {mask.dtype}; a 0/1 mask becomes one by mask.bool()"
@@ -175,9 +167,7 @@ def _key_range(key_range, query, target):
     if key_range.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"key_range must be int64 or int32, got {key_range.dtype}")
     if key_range.device != query.device:
-        raise ValueError(
-            f"key_range is on {key_range.device} and query is on {query.device}: move them to one device"
-        )
+        raise ValueError(f"key_range is on {key_range.device} and query is on {query.device}: move them to one device")
     if key_range.dim() == query.dim() - 1:
         key_range = key_range.unsqueeze(-3)
     hint = "it holds [start, end) of the keys that each query sees, (..., T_q, 2)"

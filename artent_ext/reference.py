@@ -37,11 +37,7 @@ def attention_logits(query, key, *, attn_mask=None, key_range=None, diagonal=Non
 def attention_probabilities(query, key, **options):
     """A = softmax of the masked logits, (..., H, T_q, T_k); a row without a key is zero."""
     s = attention_logits(query, key, **options)
-    empty = (
-        torch.isneginf(s).all(-1, keepdim=True)
-        if s.shape[-1]
-        else torch.ones_like(s[..., :0].sum(-1, True)) > 0
-    )
+    empty = torch.isneginf(s).all(-1, keepdim=True) if s.shape[-1] else torch.ones_like(s[..., :0].sum(-1, True)) > 0
     return torch.softmax(s.masked_fill(empty, 0.0), -1).masked_fill(empty, 0.0)
 
 

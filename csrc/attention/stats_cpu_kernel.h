@@ -63,14 +63,14 @@ struct Span {
   int64_t begin, end;  // positions, multiples of the lane count
 };
 
-template <typename R>
+template <int Lanes, typename R>
 ARTENT_INLINE Span hide(const LogitsTile<R>& t, int64_t r) {
   constexpr R hidden = -std::numeric_limits<R>::infinity();
   R* s = t.s + r * kKeyTile;
   const int64_t lo = std::max<int64_t>(t.intervals[r].start - t.j0, 0);
   const int64_t hi = std::min(t.intervals[r].end - t.j0, t.cols);
   if (lo >= hi) return {0, 0};
-  const Span span{lo / kLanes<R> * kLanes<R>, (hi + kLanes<R> - 1) / kLanes<R> * kLanes<R>};
+  const Span span{lo / Lanes * Lanes, (hi + Lanes - 1) / Lanes * Lanes};
   for (int64_t c = span.begin; c < lo; ++c) s[c] = hidden;
   for (int64_t c = hi; c < span.end; ++c) s[c] = hidden;
   if (t.mask_kind == MaskKind::boolean) {
@@ -90,31 +90,32 @@ struct ForwardTile {
 };
 
 // Streams a tile into the state of each of its rows.
-template <typename R>
+template <int Bytes, typename R>
 ARTENT_INLINE void update_rows(const ForwardTile<R>& a) {
-  using V = Vec<R>;
+  using S = Simd<R, Bytes>;
+  using V = typename S::V;
   constexpr R lowest = -std::numeric_limits<R>::infinity();
   for (int64_t r = 0; r < a.logits.rows; ++r) {
-    const Span span = hide(a.logits, r);
+    const Span span = hide<S::lanes>(a.logits, r);
     const R* s = a.logits.s + r * kKeyTile;
-    V top = splat<R>(lowest);
-    for (int64_t c = span.begin; c < span.end; c += kLanes<R>) top = max_keep_nan<R>(load(s + c), top);
-    const R m = horizontal_max<R>(top);
+    V top = S::splat(lowest);
+    for (int64_t c = span.begin; c < span.end; c += S::lanes) top = S::max_keep_nan(S::load(s + c), top);
+    const R m = S::horizontal_max(top);
     if (m == lowest) continue;  // nothing visible here
     V L = {}, t = {}, L2 = {};
-    for (int64_t c = span.begin; c < span.end; c += kLanes<R>) {
-      V x = load(s + c) - m;
-      const V e = exp_nonpositive<R>(x);
-      x = (e == splat<R>(0)) ? e : x;  // 0·(−inf) is hidden, not NaN
+    for (int64_t c = span.begin; c < span.end; c += S::lanes) {
+      V x = S::load(s + c) - m;
+      const V e = S::exp_nonpositive(x);
+      x = (e == S::splat(0)) ? e : x;  // 0·(−inf) is hidden, not NaN
       L += e;
       t += e * x;
       L2 += e * e;
     }
     OnlineState<double> tile;
     tile.m = m;
-    tile.L = horizontal_sum<R>(L);
-    tile.t = horizontal_sum<R>(t);
-    tile.L2 = horizontal_sum<R>(L2);
+    tile.L = S::horizontal_sum(L);
+    tile.t = S::horizontal_sum(t);
+    tile.L2 = S::horizontal_sum(L2);
     a.state[r].merge(tile);
   }
 }
@@ -127,23 +128,24 @@ struct BackwardTile {
 };
 
 // Replaces the logits by ∂loss/∂s = p·(g_lse − g_H(ln p + H) + 2 g_P(p − P)), with ln p = s − lse; zero where hidden.
-template <typename R>
+template <int Bytes, typename R>
 ARTENT_INLINE void gradient_rows(const BackwardTile<R>& a) {
-  using V = Vec<R>;
+  using S = Simd<R, Bytes>;
+  using V = typename S::V;
   for (int64_t r = 0; r < a.logits.rows; ++r) {
     R* s = a.logits.s + r * kKeyTile;
-    const Span span = hide(a.logits, r);
+    const Span span = hide<S::lanes>(a.logits, r);
     const R lse = a.lse[r];
     const bool empty = span.begin == span.end || lse == -std::numeric_limits<R>::infinity();
     std::fill(s, s + (empty ? a.logits.cols : span.begin), R(0));
     if (empty) continue;
     const R g_lse = a.grad_lse ? a.grad_lse[r] : R(0), g_H = a.grad_entropy ? a.grad_entropy[r] : R(0),
             g_P = a.grad_purity ? a.grad_purity[r] : R(0), H = a.entropy[r], P = a.purity[r];
-    for (int64_t c = span.begin; c < span.end; c += kLanes<R>) {
-      const V log_p = load(s + c) - lse;
-      const V p = exp_nonpositive<R>(log_p);
+    for (int64_t c = span.begin; c < span.end; c += S::lanes) {
+      const V log_p = S::load(s + c) - lse;
+      const V p = S::exp_nonpositive(log_p);
       const V ds = p * (g_lse - g_H * (log_p + H) + R(2) * g_P * (p - P));
-      store<R>(s + c, (p == splat<R>(0)) ? p : ds);
+      S::store(s + c, (p == S::splat(0)) ? p : ds);
     }
     std::fill(s + span.end, s + std::max(span.end, a.logits.cols), R(0));
   }

@@ -51,12 +51,13 @@ inline Isa isa() {
 
 }  // namespace artent
 
-// Defines `static void NAME(const ARGS& a)`, which runs BODY(a) compiled for the machine it finds itself on.
+// Defines `static void NAME(const ARGS& a)`, which runs BODY<bytes of a vector register>(a) compiled for the machine it
+// finds itself on.
 #if defined(__x86_64__)
 #define ARTENT_ISA_DISPATCH(NAME, ARGS, BODY)                             \
-  ARTENT_TARGET_avx2 static void NAME##_avx2(const ARGS& a) { BODY(a); }  \
-  ARTENT_TARGET_avx512 static void NAME##_avx512(const ARGS& a) { BODY(a); } \
-  static void NAME##_portable(const ARGS& a) { BODY(a); }                 \
+  ARTENT_TARGET_avx2 static void NAME##_avx2(const ARGS& a) { BODY<32>(a); }     \
+  ARTENT_TARGET_avx512 static void NAME##_avx512(const ARGS& a) { BODY<64>(a); } \
+  static void NAME##_portable(const ARGS& a) { BODY<16>(a); }                 \
   static void NAME(const ARGS& a) {                                       \
     switch (::artent::isa()) {                                            \
       case ::artent::Isa::avx512: return NAME##_avx512(a);                \
@@ -66,5 +67,5 @@ inline Isa isa() {
   }
 #else
 #define ARTENT_ISA_DISPATCH(NAME, ARGS, BODY) \
-  static void NAME(const ARGS& a) { BODY(a); }
+  static void NAME(const ARGS& a) { BODY<16>(a); }
 #endif
