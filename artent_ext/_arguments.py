@@ -92,8 +92,8 @@ def _check_pair(query, key, enable_gqa):
     shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}"
     if query.dtype != key.dtype:
         raise TypeError(
-            f"query is {query.dtype} and key is {key.dtype}: they must have one dtype (is one of them from a cache or a "
-            "rotary embedding kept in another precision?)"
+            f"query is {query.dtype} and key is {key.dtype}: they must have one dtype "
+            "(is one of them from a cache or a rotary embedding kept in another precision?)"
         )
     if query.device != key.device:
         raise ValueError(f"query is on {query.device} and key is on {key.device}: move them to one device")
@@ -107,7 +107,7 @@ def _check_pair(query, key, enable_gqa):
     if query.dim() > 2 and query.shape[-3] != key.shape[-3]:
         if not enable_gqa:
             raise ValueError(
-                f"query and key have different numbers of heads, {shapes}; pass enable_gqa=True for grouped-query attention"
+                f"query and key have different numbers of heads, {shapes}; pass enable_gqa=True if queries share keys"
             )
         if key.shape[-3] == 0 or query.shape[-3] % key.shape[-3]:
             raise ValueError(f"enable_gqa needs query heads to be a multiple of key heads, got {shapes}")

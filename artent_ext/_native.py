@@ -48,7 +48,8 @@ def _load():
     if path is None:
         raise ImportError(
             f"artent_ext {__version__}: the native library _C is not built for this Python "
-            f"({importlib.machinery.EXTENSION_SUFFIXES[0]}); looked in {', '.join(map(str, _candidates()))}; {_BUILD_HINT}"
+            f"({importlib.machinery.EXTENSION_SUFFIXES[0]}); looked in {', '.join(map(str, _candidates()))}; "
+            f"{_BUILD_HINT}"
         )
     loader = importlib.machinery.ExtensionFileLoader("artent_ext._C", str(path))
     spec = importlib.util.spec_from_file_location("artent_ext._C", path, loader=loader)

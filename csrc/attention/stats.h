@@ -20,13 +20,13 @@ struct StatsShape {
 
 // Which keys a query may see. A key must pass all three tests.
 struct Visibility {
-  bool has_diagonal;                 // key j is visible to query i iff j <= i + diagonal
+  bool has_diagonal;  // key j is visible to query i iff j <= i + diagonal
   int64_t diagonal;
-  const int64_t* key_range;          // [start, end) per query, or null; strides.j steps from start to end
+  const int64_t* key_range;  // [start, end) per query, or null; strides.j steps from start to end
   Strides4 key_range_strides;
   MaskKind mask_kind;
-  const void* mask;                  // bool (1 byte), or added to the logits in the accumulator's type
-  Strides4 mask_strides;             // (B, H, Tq, Tk)
+  const void* mask;       // bool (1 byte), or added to the logits in the accumulator's type
+  Strides4 mask_strides;  // (B, H, Tq, Tk)
 };
 
 // Strides: query (B,H,Tq,D), key (B,Hk,Tk,D). Row vectors (B,H,Tq) are contiguous.

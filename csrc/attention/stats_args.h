@@ -17,7 +17,9 @@ namespace artent::attention {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-inline Strides4 strides_of(const Tensor& t) { return {t.stride(0), t.stride(1), t.stride(2), t.stride(3)}; }
+inline Strides4 strides_of(const Tensor& t) {
+  return {t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
+}
 
 inline void check_shape(const Tensor& t, std::array<int64_t, 4> shape, const char* name) {
   STD_TORCH_CHECK(t.dim() == 4, name, " must be 4-d, got ", t.dim(), "-d");

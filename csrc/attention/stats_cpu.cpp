@@ -11,7 +11,9 @@
 namespace artent::attention {
 namespace {
 
-int64_t blocks(int64_t length, int64_t size) { return (length + size - 1) / size; }
+int64_t blocks(int64_t length, int64_t size) {
+  return (length + size - 1) / size;
+}
 
 // Runs body(b, h, block, workspace) for every block. Under a causal mask late blocks see more keys: blocks are dealt
 // first, last, second, last but one, …, so that equal shares of the list are equal shares of the work.
@@ -35,11 +37,16 @@ void for_each_block(int64_t batch, int64_t heads, int64_t count, const Body& bod
 template <typename F>
 void dispatch(ScalarType type, const F& f) {
   switch (type) {
-    case ScalarType::Float: return f(float{});
-    case ScalarType::Double: return f(double{});
-    case ScalarType::BFloat16: return f(BFloat16{});
-    case ScalarType::Half: return f(Float16{});
-    default: STD_TORCH_CHECK(false, "attention_stats: unsupported dtype ", torch::headeronly::toString(type));
+    case ScalarType::Float:
+      return f(float{});
+    case ScalarType::Double:
+      return f(double{});
+    case ScalarType::BFloat16:
+      return f(BFloat16{});
+    case ScalarType::Half:
+      return f(Float16{});
+    default:
+      STD_TORCH_CHECK(false, "attention_stats: unsupported dtype ", torch::headeronly::toString(type));
   }
 }
 
@@ -70,10 +77,11 @@ std::tuple<Tensor, Tensor, Tensor> attention_stats(Tensor query, Tensor key, std
   return {lse, entropy, purity};
 }
 
-std::tuple<Tensor, Tensor> attention_stats_backward(
-    std::optional<Tensor> grad_lse, std::optional<Tensor> grad_entropy, std::optional<Tensor> grad_purity, Tensor query,
-    Tensor key, Tensor lse, Tensor entropy, Tensor purity, std::optional<Tensor> attn_mask,
-    std::optional<Tensor> key_range, std::optional<int64_t> diagonal, double scale) {
+std::tuple<Tensor, Tensor> attention_stats_backward(std::optional<Tensor> grad_lse, std::optional<Tensor> grad_entropy,
+                                                    std::optional<Tensor> grad_purity, Tensor query, Tensor key,
+                                                    Tensor lse, Tensor entropy, Tensor purity,
+                                                    std::optional<Tensor> attn_mask, std::optional<Tensor> key_range,
+                                                    std::optional<int64_t> diagonal, double scale) {
   const ScalarType accumulator = accumulator_of(query);
   StatsBackward p{};
   p.shape = shape_of(query, key);

@@ -123,8 +123,8 @@ ARTENT_INLINE void update_rows(const ForwardTile<R>& a) {
 template <typename R>
 struct BackwardTile {
   LogitsTile<R> logits;
-  const R *lse, *entropy, *purity;                     // at the tile's first row
-  const R *grad_lse, *grad_entropy, *grad_purity;      // the same; null where absent
+  const R *lse, *entropy, *purity;                 // at the tile's first row
+  const R *grad_lse, *grad_entropy, *grad_purity;  // the same; null where absent
 };
 
 // Replaces the logits by ∂loss/∂s = p·(g_lse − g_H(ln p + H) + 2 g_P(p − P)), with ln p = s − lse; zero where hidden.

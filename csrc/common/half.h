@@ -26,7 +26,9 @@ ARTENT_INLINE uint32_t to_bits(float x) {
   return bits;
 }
 
-ARTENT_INLINE float widen(BFloat16 x) { return from_bits(uint32_t(x.bits) << 16); }
+ARTENT_INLINE float widen(BFloat16 x) {
+  return from_bits(uint32_t(x.bits) << 16);
+}
 
 // A half's exponent and mantissa placed in a float's are the value times 2^−112; multiplying restores subnormals too.
 ARTENT_INLINE float widen(Float16 x) {
@@ -35,8 +37,12 @@ ARTENT_INLINE float widen(Float16 x) {
   const uint32_t value = (rest >= (0x1fu << 23)) ? (rest | (0xffu << 23)) : to_bits(scaled);  // infinity, NaN
   return from_bits(value | sign);
 }
-ARTENT_INLINE float widen(float x) { return x; }
-ARTENT_INLINE double widen(double x) { return x; }
+ARTENT_INLINE float widen(float x) {
+  return x;
+}
+ARTENT_INLINE double widen(double x) {
+  return x;
+}
 
 // Round to nearest, ties to even.
 ARTENT_INLINE void narrow(float x, BFloat16& out) {
@@ -57,7 +63,11 @@ ARTENT_INLINE void narrow(float x, Float16& out) {
   }
   out.bits = uint16_t(sign | half);
 }
-ARTENT_INLINE void narrow(float x, float& out) { out = x; }
-ARTENT_INLINE void narrow(double x, double& out) { out = x; }
+ARTENT_INLINE void narrow(float x, float& out) {
+  out = x;
+}
+ARTENT_INLINE void narrow(double x, double& out) {
+  out = x;
+}
 
 }  // namespace artent

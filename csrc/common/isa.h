@@ -29,8 +29,8 @@ inline Isa detect_isa() {
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
     best = Isa::avx2;
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw")) {
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512bw")) {
       best = Isa::avx512;
     }
   }
@@ -54,18 +54,29 @@ inline Isa isa() {
 // Defines `static void NAME(const ARGS& a)`, which runs BODY<bytes of a vector register>(a) compiled for the machine it
 // finds itself on.
 #if defined(__x86_64__)
-#define ARTENT_ISA_DISPATCH(NAME, ARGS, BODY)                             \
-  ARTENT_TARGET_avx2 static void NAME##_avx2(const ARGS& a) { BODY<32>(a); }     \
-  ARTENT_TARGET_avx512 static void NAME##_avx512(const ARGS& a) { BODY<64>(a); } \
-  static void NAME##_portable(const ARGS& a) { BODY<16>(a); }                 \
-  static void NAME(const ARGS& a) {                                       \
-    switch (::artent::isa()) {                                            \
-      case ::artent::Isa::avx512: return NAME##_avx512(a);                \
-      case ::artent::Isa::avx2: return NAME##_avx2(a);                    \
-      default: return NAME##_portable(a);                                 \
-    }                                                                     \
+#define ARTENT_ISA_DISPATCH(NAME, ARGS, BODY)                     \
+  ARTENT_TARGET_avx2 static void NAME##_avx2(const ARGS& a) {     \
+    BODY<32>(a);                                                  \
+  }                                                               \
+  ARTENT_TARGET_avx512 static void NAME##_avx512(const ARGS& a) { \
+    BODY<64>(a);                                                  \
+  }                                                               \
+  static void NAME##_portable(const ARGS& a) {                    \
+    BODY<16>(a);                                                  \
+  }                                                               \
+  static void NAME(const ARGS& a) {                               \
+    switch (::artent::isa()) {                                    \
+      case ::artent::Isa::avx512:                                 \
+        return NAME##_avx512(a);                                  \
+      case ::artent::Isa::avx2:                                   \
+        return NAME##_avx2(a);                                    \
+      default:                                                    \
+        return NAME##_portable(a);                                \
+    }                                                             \
   }
 #else
 #define ARTENT_ISA_DISPATCH(NAME, ARGS, BODY) \
-  static void NAME(const ARGS& a) { BODY<16>(a); }
+  static void NAME(const ARGS& a) {           \
+    BODY<16>(a);                              \
+  }
 #endif

@@ -67,12 +67,12 @@ struct ExpConstants<float> {
 };
 template <>
 struct ExpConstants<double> {
-  static constexpr double ln2_hi = 6.93147180369123816490e-01, ln2_lo = 1.90821492927058770002e-10,
-                          smallest = -708.0, magic = 6755399441055744.0;
+  static constexpr double ln2_hi = 6.93147180369123816490e-01, ln2_lo = 1.90821492927058770002e-10, smallest = -708.0,
+                          magic = 6755399441055744.0;
   static constexpr int degree = 13, bias = 1023, mantissa = 52;
-  static constexpr double taylor[] = {1.0,         1.0,          1.0 / 2,       1.0 / 6,        1.0 / 24,
-                                      1.0 / 120,   1.0 / 720,    1.0 / 5040,    1.0 / 40320,    1.0 / 362880,
-                                      1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800.0};
+  static constexpr double taylor[] = {
+      1.0,        1.0,         1.0 / 2,      1.0 / 6,       1.0 / 24,       1.0 / 120,       1.0 / 720,
+      1.0 / 5040, 1.0 / 40320, 1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800.0};
 };
 
 // e^x for x ≤ 0, about one unit in the last place; exactly 0 below `smallest` (−inf too); NaN stays NaN.
