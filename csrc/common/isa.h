@@ -7,6 +7,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
 
 #define ARTENT_INLINE inline __attribute__((always_inline))
 
