@@ -50,7 +50,8 @@ def attention_stats(query, key, **options):
     p = attention_probabilities(query, key, **options)
     log_p = torch.where(p > 0, p, 1.0).log()
     if s.shape[-1]:
-        lse = torch.logsumexp(s, -1)
+        empty = torch.isneginf(s).all(-1)  # filled before the sum: the gradient of logsumexp is NaN there
+        lse = torch.logsumexp(s.masked_fill(empty[..., None], 0.0), -1).masked_fill(empty, float("-inf"))
     else:
         lse = s.new_full(s.shape[:-1], float("-inf"))
     return lse, -(p * log_p).sum(-1), p.square().sum(-1)
