@@ -1,0 +1,103 @@
+"""What fine-tuning wrote: the weight updates of a model, and their entanglement profiles."""
+
+import warnings
+from pathlib import Path
+
+import torch
+
+from artent.peft_updates import adapted_layers, folder_updates, live_updates
+from artent.profile import entanglement_profile
+from artent.updates import LoRAUpdate
+from artent.weights import differences, read_weights, unwrap
+
+_CHUNK = 1 << 26  # elements of dense updates profiled in one call: 256 MiB in float32
+
+
+def weight_updates(model_or_path, base=None, *, targets=None):
+    """The updates that fine-tuning wrote, one matrix at a time.
+
+    - A live model with PEFT layers gives its active adapters: ``LoRAUpdate`` factors (the parameters
+      themselves, so a profile of them can be a loss term) for LoRA, rank and alpha patterns, rsLoRA and
+      several adapters at once; a dense merged − base matrix for DoRA and every other method that can be
+      merged, and for modules trained as a copy. ``base`` is needed only where the start changed the base
+      weights (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA).
+    - A LoRA adapter folder (``adapter_config.json`` with safetensors) gives factors likewise.
+    - Any other model, state dict, ``.safetensors`` file or folder of them gives tuned − ``base``, dense, in
+      float32 or better, for each 2-d floating-point weight; ``base`` is a model, a state dict or safetensors
+      again. Tied weights come once.
+
+    Names are those of the unwrapped model's modules (``model.layers.0.self_attn.q_proj``). An update of
+    shape (m, n) is read outputs × inputs, as ``nn.Linear`` stores it (GPT-2's ``Conv1D`` is turned round
+    where a live model tells); an embedding's is tokens × features.
+
+    Args:
+        targets: None for every adapted module or every weight that changed; a list of names or name endings,
+            or a regular expression for the whole name, as in PEFT's ``target_modules``.
+
+    Yields:
+        (name, update): update a Tensor (m, n) or an ``artent.LoRAUpdate``. A weight that did not change has
+        no update and is left out; a ``UserWarning`` names such weights at the end where ``targets`` asked for
+        them, or where nothing changed at all.
+
+    Raises:
+        ValueError: no ``base`` where one is needed, weights without a partner or of another shape, a target
+            that matches nothing, layers whose update is not one matrix, pickled or missing files.
+        TypeError: an argument of another kind.
+    """
+    unchanged, changed = [], 0
+    for name, update in read_updates(model_or_path, base, targets=targets):
+        if update is None:
+            unchanged.append(name)
+        else:
+            changed += 1
+            yield name, update
+    if unchanged and (targets is not None or not changed):
+        warnings.warn(
+            f"{len(unchanged)} weights did not change and have no update: {', '.join(unchanged[:4])}"
+            f"{', …' * (len(unchanged) > 4)}. Likely cause: training has not begun (LoRA's B starts at "
+            "zero), they are frozen, or base is the tuned model itself",
+            stacklevel=2,
+        )
+
+
+def profile_model(model_or_path, base=None, *, targets=None, **options):
+    """{name: EntanglementProfile} of :func:`weight_updates`; ``options`` go to ``entanglement_profile``.
+
+    Modules that did not change (LoRA before its first step) are left out, with the warning told there: at
+    step 0 the answer is an empty dictionary. No gradients are recorded.
+    """
+    return profile_updates(weight_updates(model_or_path, base, targets=targets), **options)
+
+
+def read_updates(model_or_path, base=None, *, targets=None):
+    """As :func:`weight_updates`, but (name, None) for a weight that did not change, and no warning."""
+    base = base if base is None else read_weights(base, "base")
+    if isinstance(model_or_path, torch.nn.Module):
+        model = unwrap(model_or_path)
+        if layers := adapted_layers(model):
+            return live_updates(model, layers, base, targets)
+    elif isinstance(model_or_path, str | Path) and (Path(model_or_path) / "adapter_config.json").is_file():
+        return folder_updates(model_or_path, base, targets)
+    if base is None:
+        raise ValueError(
+            "base is missing: the model has no PEFT layers, so its update is the difference from the weights "
+            "that it started from. Pass base, a model, a state dict or safetensors"
+        )
+    return differences(read_weights(model_or_path, "model_or_path"), base, targets)
+
+
+@torch.no_grad()
+def profile_updates(updates, **options):
+    """{name: EntanglementProfile} of (name, update) pairs: in batches, so few dense updates are held at once."""
+    profiles, held, elements = {}, {}, 0
+    for name, update in updates:
+        held[name] = update
+        elements += 0 if isinstance(update, LoRAUpdate) else update.numel()
+        if elements > _CHUNK:
+            profiles |= _profile(held, options)
+            held, elements = {}, 0
+    return profiles | _profile(held, options)
+
+
+def _profile(updates, options):
+    return dict(zip(updates, entanglement_profile(list(updates.values()), **options))) if updates else {}
