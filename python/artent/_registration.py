@@ -12,14 +12,12 @@ from importlib.abc import MetaPathFinder
 
 def _register_attention():
     try:
-        from artent.attention.implementation import register
+        import artent.attention.implementation  # noqa: F401  (it registers itself)
     except ImportError as error:  # an older transformers: it must still import
         warnings.warn(
             f'attn_implementation="artent" is not registered: it needs transformers ≥ 5.0 ({error})',
             stacklevel=2,
         )
-    else:
-        register()
 
 
 _AFTER_IMPORT = {"transformers.modeling_utils": _register_attention}

@@ -40,10 +40,13 @@ def artent_attention(
     Raises ValueError for a keyword argument that would change the attention and isn't supported: none is
     ignored.
     """
+    if query.shape[-1] != key.shape[-1] or query.shape[1] % key.shape[1]:
+        raise ValueError(
+            f"query {tuple(query.shape)} and key {tuple(key.shape)} don't match; expected (B, H, T_q, D) and "
+            "(B, H_kv, T_k, D) with the same D and H a multiple of H_kv"
+        )
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
-    causal = (
-        causal and attention_mask is None and query.shape[2] > 1
-    )  # an explicit mask wins; upper-left otherwise
+    causal = causal and attention_mask is None and query.shape[2] > 1  # an explicit mask wins; upper-left otherwise
     _refuse_unsupported(options, attention_mask, query.shape[2] if causal else key.shape[2])
     ranges, mask = _split_mask(attention_mask, query, key)
     output, _ = sdpa_attention_forward(
@@ -63,13 +66,6 @@ def artent_attention(
         enable_gqa=query.shape[1] != key.shape[1],
     )
     return output, stats
-
-
-def register():
-    """Make ``attn_implementation="artent"`` known to transformers. Both parts: without its mask function a
-    model would ignore padding silently."""
-    AttentionInterface.register(NAME, artent_attention)
-    AttentionMaskInterface.register(NAME, artent_mask)
 
 
 def _split_mask(attention_mask, query, key):
@@ -105,3 +101,8 @@ def _refuse_unsupported(options, attention_mask, reach):
             "sinks (s_aux), soft caps and position biases change the attention and would be ignored. Use "
             '"eager" for this model; or, if it is an argument of yours, check its spelling'
         )
+
+
+# Both, as soon as this module is imported: without its mask function a model would ignore padding silently.
+AttentionInterface.register(NAME, artent_attention)
+AttentionMaskInterface.register(NAME, artent_mask)

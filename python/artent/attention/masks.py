@@ -30,9 +30,7 @@ def artent_mask(batch_size, *, mask_function=causal_mask_function, attention_mas
         q = _query_positions(geometry, attention_mask)  # (1, T_q)
         ranges = _intersect(interval(mask_function, q), _padding_interval(attention_mask, q))
     if ranges is None:
-        return sdpa_mask(
-            batch_size=batch_size, mask_function=mask_function, attention_mask=attention_mask, **geometry
-        )
+        return sdpa_mask(batch_size=batch_size, mask_function=mask_function, attention_mask=attention_mask, **geometry)
     kv_length, kv_offset = geometry["kv_length"], geometry.get("kv_offset", 0)
     start, end = ((bound - kv_offset).clamp(0, kv_length) for bound in ranges)
     if _is_skippable(start, end, kv_length, geometry):
@@ -91,9 +89,7 @@ def _intersect(a, b):
 
 
 def _query_positions(geometry, attention_mask):
-    position = geometry.get(
-        "cache_position"
-    )  # transformers < 5.2 or so; later versions pass a length and an offset
+    position = geometry.get("cache_position")  # transformers < 5.2 or so; later versions pass a length and an offset
     if position is None:
         device = geometry.get("device") if attention_mask is None else attention_mask.device
         position = torch.arange(geometry["q_length"], device=device) + geometry.get("q_offset", 0)
@@ -128,7 +124,13 @@ def _is_plain(mask_function, attention_mask, geometry):
 
 
 def _is_skippable(start, end, kv_length, geometry):
-    """Whether no mask at all means the same: upper-left causal for many queries, all keys for one."""
+    """Whether no mask at all means the same: upper-left causal for many queries, all keys for one.
+
+    A window as long as the keys keeps its mask, needed or not, as in ``sdpa_mask``: the same kernel runs then,
+    and the outputs are the same bits.
+    """
+    if (geometry.get("local_size") or kv_length + 1) <= kv_length:
+        return False
     if geometry.get("allow_is_bidirectional_skip", False) or (
         geometry.get("allow_is_causal_skip", True) and start.shape[-1] == 1
     ):

@@ -89,9 +89,7 @@ class _Probe:
         dense = mask if ranges is None else None
         options = {"is_causal": is_causal, "scale": scale, "enable_gqa": query.shape[1] != key.shape[1]}
         stats = attention_stats(query, key, attn_mask=dense, key_range=ranges, **options)
-        counted = self.real[:, None].to(stats.lse.device) & (
-            stats.lse > -torch.inf
-        )  # a row without a key: no mean
+        counted = self.real[:, None].to(stats.lse.device) & (stats.lse > -torch.inf)  # a row without a key: no mean
         means = [_mean(value, counted).double().cpu() for value in stats]
         if is_causal:
             mask = torch.ones(query.shape[2:3] * 2, dtype=torch.bool, device=query.device).tril()[None, None]
@@ -123,9 +121,7 @@ class _Probe:
 
     def _check_matrix(self, layer, A):
         if not torch.isfinite(A).all():
-            raise ValueError(
-                f"attention of layer {layer} holds NaN: the model's queries or keys are not finite"
-            )
+            raise ValueError(f"attention of layer {layer} holds NaN: the model's queries or keys are not finite")
         if (A.triu(1) != 0).any():
             raise ValueError(
                 f"layer {layer} attends to later tokens; the entanglement of prefixes needs a causal model"
@@ -145,9 +141,7 @@ class _Probe:
             raise ValueError(f"layers is {layers}; the model's attention layers are {sorted(set(self.seen))}")
         columns = zip(*(self.measured[layer] for layer in layers))
         s_ext, lse, entropy, purity = (torch.stack(column, dim) for column, dim in zip(columns, (1, 0, 0, 0)))
-        return AttentionEntanglement(
-            s_ext, lse, entropy, purity, self.lengths, layers, tokens, variant=self.variant
-        )
+        return AttentionEntanglement(s_ext, lse, entropy, purity, self.lengths, layers, tokens, variant=self.variant)
 
 
 @contextmanager
@@ -159,15 +153,11 @@ def _as_probed(model):
     modules = list(model.modules())
     training = [(module, module.training) for module in modules]
     configs = {id(config): config for config in (getattr(module, "config", None) for module in modules)}
-    chosen = [
-        (c, c._attn_implementation) for c in configs.values() if hasattr(c, "_attn_implementation_internal")
-    ]
+    chosen = [(c, c._attn_implementation) for c in configs.values() if hasattr(c, "_attn_implementation_internal")]
     try:
         model.eval()
         for config, _ in chosen:
-            config._attn_implementation_internal = (
-                NAME  # the setter would also reach configs that no module holds
-            )
+            config._attn_implementation_internal = NAME  # the setter would also reach configs that no module holds
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             yield
     finally:
@@ -184,16 +174,10 @@ def _check_inputs(inputs, device):
     elif isinstance(inputs, torch.Tensor):
         inputs = {"input_ids": inputs}
     else:
-        raise TypeError(
-            f"inputs is {type(inputs).__name__}; expected token ids (batch, T) or a mapping with input_ids"
-        )
+        raise TypeError(f"inputs is {type(inputs).__name__}; expected token ids (batch, T) or a mapping with input_ids")
     ids = inputs["input_ids"]
     if not isinstance(ids, torch.Tensor) or ids.is_floating_point() or ids.dim() != 2:
-        what = (
-            f"{ids.dtype} of shape {tuple(ids.shape)}"
-            if isinstance(ids, torch.Tensor)
-            else type(ids).__name__
-        )
+        what = f"{ids.dtype} of shape {tuple(ids.shape)}" if isinstance(ids, torch.Tensor) else type(ids).__name__
         raise TypeError(
             f"input_ids is {what}; expected an integer tensor (batch, T): tokenize with return_tensors='pt'"
         )

@@ -16,21 +16,15 @@ def spectral_entropy(A):
     """
     if not isinstance(A, torch.Tensor) or not A.is_floating_point():
         kind = A.dtype if isinstance(A, torch.Tensor) else type(A).__name__
-        raise TypeError(
-            f"A is {kind}; expected a floating-point tensor (..., m, n) of attention probabilities"
-        )
+        raise TypeError(f"A is {kind}; expected a floating-point tensor (..., m, n) of attention probabilities")
     if A.dim() < 2 or 0 in A.shape[-2:]:
         raise ValueError(f"A has shape {tuple(A.shape)}; expected (..., m, n) with m, n ≥ 1")
     check_tokens("A", min(A.shape[-2:]))
     A = A.detach().double()
     if not torch.isfinite(A).all():
-        raise ValueError(
-            "A holds a NaN or an infinity: was a row without visible keys divided by its zero sum?"
-        )
+        raise ValueError("A holds a NaN or an infinity: was a row without visible keys divided by its zero sum?")
     if A.numel() and not (A != 0).flatten(-2).any(-1).all():
-        raise ValueError(
-            "A holds an all-zero matrix, which has no normalised state: every row is without a key"
-        )
+        raise ValueError("A holds an all-zero matrix, which has no normalised state: every row is without a key")
     return gram_entropy(A @ A.mT if A.shape[-2] <= A.shape[-1] else A.mT @ A)
 
 
