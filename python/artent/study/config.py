@@ -39,14 +39,14 @@ class StudyConfig:
     pretrain_lr: float = 3e-3
     tune_steps: int = 60
     measure_every: int = 12
-    methods: tuple[Method, ...] = (Method(None, 5e-4), Method(4, 4e-3), Method(16, 4e-3))
+    methods: tuple[Method, ...] = (Method(None, 1e-3), Method(4, 1e-2), Method(16, 1e-2))
     targets: tuple[str, ...] = ("q_proj", "v_proj")
     seeds: tuple[int, ...] = (0, 1)
     held_out: float = 0.05
     loss_texts: int = 24
     probe_texts: int = 8
     lengths: tuple[int, ...] = (16, 24, 32, 48, 64, 96, 128, 192, 256)
-    null_draws: int = 8
+    null_draws: int = 4
     base_seed: int = 0
 
     def __post_init__(self):
@@ -61,9 +61,7 @@ class StudyConfig:
                 "whole number: rotary embeddings need an even head dimension"
             )
         if self.heads % self.kv_heads:
-            raise ValueError(
-                f"heads must be a multiple of kv_heads, but they are {self.heads} and {self.kv_heads}"
-            )
+            raise ValueError(f"heads must be a multiple of kv_heads, but they are {self.heads} and {self.kv_heads}")
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out must be a share between 0 and 1, but it is {self.held_out}")
         if len(self.lengths) < 2 or min(self.lengths) < 2 or max(self.lengths) > self.context:
@@ -100,9 +98,7 @@ class StudyConfig:
         for assignment in assignments:
             key, equals, text = assignment.partition("=")
             if not equals or key not in settable:
-                raise ValueError(
-                    f"--set wants key=value with a key among {', '.join(settable)}; it got {assignment!r}"
-                )
+                raise ValueError(f"--set wants key=value with a key among {', '.join(settable)}; it got {assignment!r}")
             old = settable[key]
             try:
                 if isinstance(old, tuple):

@@ -20,11 +20,11 @@ __all__ = ["SOURCE_MODULES", "Text", "english", "source"]
 SOURCE_MODULES = (
     "argparse ast base64 bisect calendar collections configparser contextlib copy csv dataclasses datetime "
     "decimal difflib dis enum filecmp fnmatch fractions ftplib functools getopt gettext glob gzip hashlib heapq "
-    "hmac inspect ipaddress keyword linecache locale mimetypes netrc numbers operator optparse pickle pickletools "
-    "platform plistlib pprint queue random reprlib sched selectors shelve shlex shutil signal smtplib socket "
-    "socketserver statistics string stringprep subprocess tarfile tempfile textwrap threading timeit token "
-    "tokenize traceback types typing uuid warnings wave weakref zipapp"
-).split()
+    "hmac inspect ipaddress keyword linecache locale mimetypes netrc numbers operator optparse pickle "
+    "pickletools platform plistlib pprint queue random reprlib sched selectors shelve shlex shutil signal "
+    "smtplib socket socketserver statistics string stringprep subprocess tarfile tempfile textwrap threading "
+    "timeit token tokenize traceback types typing uuid warnings wave weakref zipapp"
+)
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,9 @@ def english(context, held_out):
     return _blocks("English: Python's language reference", text.encode(), context, held_out)
 
 
-def source(context, held_out, modules=SOURCE_MODULES):
-    """The source of standard-library modules, in the order given. Raises ValueError for a module without source."""
+def source(context, held_out, modules=None):
+    """The source of standard-library modules (None: SOURCE_MODULES), in order. Raises ValueError where one has none."""
+    modules = SOURCE_MODULES.split() if modules is None else modules
     return _blocks(
         "source: Python's standard library",
         b"\n\n".join(_module_source(name) for name in modules),
@@ -76,8 +77,6 @@ def _blocks(name, data, context, held_out):
         raise ValueError(
             f"context: {len(data)} bytes of {name} make {count} blocks of {context}, too few to hold out 1 in {stride}"
         )
-    blocks = (
-        torch.frombuffer(bytearray(data[: count * context]), dtype=torch.uint8).long().view(count, context)
-    )
+    blocks = torch.frombuffer(bytearray(data[: count * context]), dtype=torch.uint8).long().view(count, context)
     out = torch.arange(count) % stride == stride // 2
     return Text(name, blocks[~out], blocks[out], len(data), hashlib.sha256(data).hexdigest()[:16])

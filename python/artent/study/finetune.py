@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 import warnings
 
 import torch
+from safetensors.torch import load_model, save_model
 from tqdm import tqdm
 from transformers import (
     LlamaConfig,
@@ -18,7 +20,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-__all__ = ["HeldOut", "adapt", "held_out_loss", "load_base", "make_trainer", "quiet", "untrained"]
+__all__ = ["HeldOut", "adapt", "held_out_loss", "load_base", "make_trainer", "quiet", "save_base", "untrained"]
 
 
 def untrained(config):
@@ -34,8 +36,7 @@ def untrained(config):
             num_key_value_heads=config.kv_heads,
             max_position_embeddings=config.context,
             tie_word_embeddings=True,
-            initializer_range=config.width
-            ** -0.5,  # LLaMA's 0.02 suits widths in the thousands, and learns slowly here
+            initializer_range=config.width**-0.5,  # LLaMA's 0.02 suits widths in the thousands, and learns slowly here
             bos_token_id=None,
             eos_token_id=None,
             use_cache=False,
@@ -43,10 +44,15 @@ def untrained(config):
     )
 
 
+def save_base(model, weights):
+    """Write the model's weights to a safetensors file that is whole or absent, whenever the process is killed."""
+    part = weights.with_name(weights.name + ".part")
+    save_model(model, part)
+    os.replace(part, weights)
+
+
 def load_base(config, weights):
     """The pretrained model from its safetensors file."""
-    from safetensors.torch import load_model
-
     model = untrained(config)
     load_model(model, weights)
     return model
@@ -59,14 +65,12 @@ def adapt(model, method, targets, seed):
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(seed)  # the adapter's initialisation
-    options = LoraConfig(
-        r=method.rank, lora_alpha=2 * method.rank, target_modules=list(targets), lora_dropout=0.0
-    )
+    options = LoraConfig(r=method.rank, lora_alpha=2 * method.rank, target_modules=list(targets), lora_dropout=0.0)
     return get_peft_model(model, options)
 
 
 def make_trainer(model, blocks, *, steps, batch, learning_rate, seed, label, folder, callbacks=()):
-    """A Trainer for ``steps`` steps over ``blocks`` (texts, context): AdamW, 10 % warm-up, cosine to zero, one progress bar."""
+    """A Trainer over ``blocks`` (texts, context): AdamW, 10 % warm-up, cosine to zero, one progress bar."""
     arguments = TrainingArguments(
         output_dir=folder,
         max_steps=steps,
@@ -84,9 +88,7 @@ def make_trainer(model, blocks, *, steps, batch, learning_rate, seed, label, fol
         dataloader_pin_memory=False,
     )
     dataset = [{"input_ids": block, "labels": block} for block in blocks]
-    trainer = Trainer(
-        model=model, args=arguments, train_dataset=dataset, callbacks=[ProgressBar(label), *callbacks]
-    )
+    trainer = Trainer(model=model, args=arguments, train_dataset=dataset, callbacks=[ProgressBar(label), *callbacks])
     trainer.remove_callback(PrinterCallback)  # with its bar off, Trainer would print every log instead
     return trainer
 
@@ -105,7 +107,7 @@ class HeldOut(TrainerCallback):
     """Passes ``record({"step", "text", "loss"})`` for every text at the start, every ``every`` steps and the end."""
 
     def __init__(self, texts, every, record):
-        self.texts, self.every, self.record, self.last = texts, every, record, None
+        self.texts, self.every, self.record = texts, every, record
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self._measure(state.global_step, model)

@@ -46,19 +46,12 @@ class Store:
             _same_config(self.folder, setup["config"], config.to_dict())
         self.folder.mkdir(parents=True, exist_ok=True)
         self.done = {stage_of(r) for r in current_records(earlier) if r["kind"] == "done"}
-        if not self.base_weights.exists():
-            self.done.discard((BASE, config.base_seed))
-        self._writer = RecordWriter(path)
-
-    def write(self, record, **context):
-        self._writer.write({**context, **record})
+        if (BASE, config.base_seed) not in self.done or not self.base_weights.exists():
+            self.done = set()  # without the weights they began from, fine-tunings cannot be continued
+        self.writer = RecordWriter(path)
 
     def close(self):
-        self._writer.close()
-
-    @property
-    def records(self):
-        return current_records(read_records(self.folder / "results.jsonl"))
+        self.writer.close()
 
 
 def _same_config(folder, recorded, wanted):

@@ -1,0 +1,132 @@
+"""What a study found, in words. Every sentence is chosen by the numbers, and turns when they turn.
+
+A finding never says more than its numbers: where the paper (arXiv 2601.06788) reports something, ``standing`` says
+whether this study shows the same, and where the data cannot decide, that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Finding", "attention_drift", "growth", "learning", "no_hair", "rank_bound", "rank_use", "valley"]
+
+SAME, OTHER, OPEN, FAULT, OURS = "as in the paper", "not as in the paper", "not enough data", "fault", "measured here"
+SHALLOW = 0.05  # nats: a dip smaller than this is no valley
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A claim, the numbers behind it in a sentence or two, and where it stands."""
+
+    claim: str
+    detail: str
+    standing: str
+
+
+def learning(losses):
+    """``losses``: ``{label: (start, end, old_start, old_end)}``, held-out nats a byte on the new and the old text."""
+    idle = [label for label, (start, end, *_) in losses.items() if end > start - 0.02]
+    told = "; ".join(
+        f"{label} {start:.2f} → {end:.2f} (old text {old - before:+.2f})"
+        for label, (start, end, before, old) in losses.items()
+    )
+    if idle:
+        claim = f"{_list(idle)} hardly learned, so what follows says little about {'it' if len(idle) == 1 else 'them'}"
+    else:
+        claim = "Every method learned the new text"
+    return Finding(claim, f"Held-out loss on it, nats a byte: {told}.", OURS)
+
+
+def rank_bound(excesses):
+    """``excesses``: the largest S(l) − bound(l) of every LoRA profile, in nats."""
+    broken = sum(excess > 1e-6 for excess in excesses)
+    if broken:
+        return Finding(
+            f"{broken} of {len(excesses)} LoRA profiles exceed their rank bound",
+            f"No update of that rank can (largest excess {max(excesses):.1e} nats): distrust these numbers.",
+            FAULT,
+        )
+    return Finding(
+        f"All {len(excesses)} LoRA profiles respect their rank bound",
+        "At every bond S(l) stays under ln min(D, (m/D)·r), as it must for an update of rank r.",
+        OURS,
+    )
+
+
+def valley(full, lora):
+    """``full``: mean depth of full FT, or None; ``lora``: ``{label: (depth, null depth, null spread)}``; nats."""
+    told = "; ".join(f"{label} {depth:.2f} (random factors {null:.2f})" for label, (depth, null, _) in lora.items())
+    detail = f"Depth at the row|column cut, nats: {told}" + (f"; full FT {full:.2f}." if full is not None else ".")
+    if all(depth <= SHALLOW for depth, *_ in lora.values()):
+        return Finding("No entanglement valley in LoRA's updates", detail, OTHER)
+    deeper = [label for label, (depth, null, spread) in lora.items() if depth > null + 2 * spread]
+    if deeper:
+        detail += f" {_list(deeper)}: deeper than the rank alone makes it."
+    else:
+        detail += " Random factors of the same rank have one as deep, so the rank alone accounts for it."
+    if full is None:
+        return Finding("LoRA's updates have an entanglement valley", detail, SAME)
+    if all(depth > full + SHALLOW for depth, *_ in lora.values()):
+        return Finding("LoRA's updates have an entanglement valley, full FT's differ", detail, SAME)
+    return Finding("A valley, but it does not set LoRA apart from full FT", detail, OTHER)
+
+
+def rank_use(used):
+    """``used``: ``{label: (effective rank, nominal rank)}``, means over modules and seeds at the last step."""
+    told = "; ".join(f"{label}: {effective:.1f} of {nominal} used" for label, (effective, nominal) in used.items())
+    shares = [effective / nominal for effective, nominal in used.values()]
+    if max(shares) < 0.75:
+        claim = "The updates use a part of the rank they were given"
+    elif min(shares) > 0.9:
+        claim = "The updates use nearly all the rank they were given"
+    else:
+        claim = "How much of its rank an update uses depends on the rank"
+    return Finding(claim, f"Effective rank exp S at the row|column cut. {told}.", OURS)
+
+
+def growth(exponent, interval, nulls):
+    """``exponent`` c of S_ext = c ln T + b for the base model, its 95 % interval, and ``nulls``: ``{label: c}``."""
+    low, high = interval
+    told = ", ".join(f"{label} {c:.2f}" for label, c in nulls.items())
+    detail = f"c = {exponent:.2f}, 95 % interval {low:.2f} to {high:.2f} over texts. Nulls: {told}."
+    near = min(nulls, key=lambda label: abs(nulls[label] - exponent)) if nulls else None
+    if near is not None and low <= nulls[near] <= high:
+        detail += f" The interval holds the null “{near}”: the growth alone does not show what training added."
+    if low <= 0 <= high:
+        return Finding("Attention entanglement does not grow with length: an area law", detail, OTHER)
+    if low > 0 and high < 1:
+        return Finding("Attention entanglement grows as c·ln T with c between 0 and 1", detail, SAME)
+    if low <= 1 <= high:
+        return Finding("Attention entanglement grows like its maximum ln T: a volume law", detail, OTHER)
+    return Finding("Attention entanglement follows neither law", detail, OTHER)
+
+
+def no_hair(r_ext, r_int, judged):
+    """Median r of heads and of modules (None: not measurable), and the words of ``nohair.verdict``."""
+    if r_ext is None or r_int is None:
+        return Finding("No comparison of methods", "It takes two methods, and two seeds of each.", OPEN)
+    detail = (
+        f"Between methods, updates differ {r_int:.1f} times as much as between seeds; attention {r_ext:.1f} times "
+        f"(medians over modules and heads, at matched steps). Verdict on no-hair: {judged}."
+    )
+    if r_int > 2 > r_ext:
+        claim = "Methods tell in the updates more than in attention"
+    elif r_ext >= 2 and r_int >= 2:
+        claim = "Methods tell in the updates and in attention"
+    elif r_ext >= 2:
+        claim = "Methods tell in attention more than in the updates"
+    else:
+        claim = "Methods tell no more than seeds do"
+    return Finding(claim, detail, OPEN if judged.startswith("not enough") else OURS)
+
+
+def attention_drift(changes):
+    """``changes``: ``{label: mean relative change of row entropies against the base}``."""
+    told = "; ".join(f"{label} {100 * change:.1f} %" for label, change in changes.items())
+    small = max(changes.values()) < 0.05
+    claim = "Fine-tuning hardly moved attention's entropies" if small else "Fine-tuning moved attention's entropies"
+    return Finding(claim, f"Mean relative change of a head's row entropy against the base: {told}.", OURS)
+
+
+def _list(labels):
+    return labels[0] if len(labels) == 1 else ", ".join(labels[:-1]) + " and " + labels[-1]

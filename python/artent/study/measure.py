@@ -1,0 +1,98 @@
+"""The measurements of a study that the training callback does not make: growth of S_ext with T, fits, and nulls."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from tqdm import tqdm
+
+import artent
+from artent import theory
+from artent.attention import spectral_entropy
+from artent.study.nulls import gaussian_attention, matching_spread, uniform_attention, window_attention
+
+__all__ = ["fit", "growth", "growth_nulls", "profile_nulls"]
+
+
+def growth(model, texts, config, name):
+    """S_ext of every head of ``model`` on ``texts`` at ``config.lengths``, and its fit over all heads: two records."""
+    measured = artent.attention_entanglement(model, texts, lengths=config.lengths)
+    record = {"kind": "growth", "model": name, **measured.to_dict()}
+    per_text = measured.s_ext.mean((1, 3)).T  # (texts, lengths)
+    return [record, fit(name, config, per_text, measured.s_ext)]
+
+
+def growth_nulls(measured, config):
+    """Uniform, windowed and Gaussian attention at the same lengths: a growth-null and a fit record each.
+
+    ``measured`` is the base model's growth record: the Gaussian null takes, head by head, the spread of logits
+    that gives the head's mean row entropy at the full context. Its draws stand for texts.
+    """
+    generator = torch.Generator().manual_seed(config.base_seed)
+    noise = torch.randn(config.null_draws, config.context, config.context, generator=generator, dtype=torch.float64)
+    row_entropy = torch.tensor(measured["entropy"]).mean(1).flatten()  # (layers · heads,), the mean over texts
+    spread = torch.tensor([matching_spread(noise[0], value) for value in row_entropy], dtype=torch.float64)
+    window = max(2, config.context // 16)
+    rules = {
+        "uniform causal mask": lambda T: uniform_attention(T)[None],
+        f"local window of {window}": lambda T: window_attention(T, window)[None],
+        "Gaussian logits": lambda T: gaussian_attention(noise[:, None, :T, :T], spread[:, None, None]),
+    }
+    records = []
+    for name, rule in rules.items():
+        values = torch.stack([spectral_entropy(rule(T)).reshape(len(rule(2)), -1).mean(1) for T in config.lengths], 1)
+        records += [{"kind": "growth-null", "model": name, "lengths": config.lengths, "s_ext": values.tolist()}]
+        records += [fit(name, config, values)]
+    return records
+
+
+def fit(name, config, per_text, per_head=None):
+    """The fit record of S_ext = c ln T + b.
+
+    ``per_text`` (texts, lengths) is what c and its interval come from; with ``per_head`` (lengths, layers, texts,
+    heads) the record also holds every head's own c, ``head_c`` (layers, heads).
+    """
+    law = theory.fit_growth(torch.tensor(config.lengths), per_text, seed=config.base_seed)
+    record = {"kind": "fit", "model": name, "c": law.c, "b": law.b}
+    record |= {"interval": law.interval, "r_squared": law.r_squared}
+    if per_head is not None:
+        log_T = torch.tensor(config.lengths, dtype=torch.float64).log()
+        centred = (log_T - log_T.mean()) / (log_T - log_T.mean()).square().sum()
+        record["head_c"] = torch.einsum("t,tlbh->lh", centred, per_head).tolist()  # least squares, mean over texts
+    return record
+
+
+def profile_nulls(model, base, config):
+    """Beside every module's last profile: bound, theory line, Gaussian and Haar nulls, in nats a bond. Records."""
+    updates = dict(artent.weight_updates(model, base, targets=config.targets))
+    profiles = dict(zip(updates, artent.entanglement_profile(list(updates.values()))))
+    options = {"draws": config.null_draws, "seed": config.base_seed}
+    gaussian, records = {}, []
+    for name, update in tqdm(updates.items(), desc="nulls", unit="module", leave=False):
+        profile = profiles[name]
+        alike = (profile.shape, profile.rank)
+        if alike not in gaussian:  # it knows only the shapes
+            gaussian[alike] = theory.gaussian_null(update, **options)
+        haar = theory.haar_null(update, **options)
+        records.append(
+            {
+                "kind": "profile-null",
+                "module": name,
+                "bound": theory.rank_bound(profile.dims, profile.cut, profile.rank),
+                "line": _random_line(profile),
+                "gaussian": gaussian[alike].mean,
+                "gaussian_spread": gaussian[alike].std,
+                "haar": haar.mean,
+            }
+        )
+    return records
+
+
+def _random_line(profile):
+    """The theory line of a random update of the profile's kind: Page's for a dense one, the LoRA line for rank r."""
+    if profile.rank is not None:
+        return theory.lora_line(profile.dims, profile.cut, profile.rank)
+    total = math.prod(profile.dims)
+    sides = [math.prod(profile.dims[:l]) for l in profile.bonds]
+    return [float(theory.page(min(D, total // D), max(D, total // D))) for D in sides]

@@ -1,0 +1,165 @@
+"""The report of a study: one HTML file that needs nothing else, and the same charts as PNG files."""
+
+from __future__ import annotations
+
+import html
+import json
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+
+import torch
+
+from artent.records import read_records
+from artent.study import figures, findings, nohair
+from artent.study.summary import Summary
+
+__all__ = ["render", "write_report"]
+
+PAPER = "https://arxiv.org/abs/2601.06788"
+
+
+def write_report(folder, draw_figures=True):
+    """Read ``results.jsonl`` in ``folder``, write ``report.html`` and ``figures/*.png`` there; returns the page's path.
+
+    A study that was cut short is reported as far as its finished stages go. Raises FileNotFoundError without
+    records, ValueError without a finished pretraining or any finished fine-tuning.
+    """
+    folder = Path(folder)
+    records = folder / "results.jsonl"
+    if not records.exists():
+        raise FileNotFoundError(f"run: {folder} holds no results.jsonl; it should be the --out folder of a study")
+    summary = Summary(read_records(records))
+    charts = figures.charts(summary)
+    page = folder / "report.html"
+    page.write_text(render(summary, charts), encoding="utf-8")
+    if draw_figures:
+        _png(summary, charts, folder / "figures")
+    return page
+
+
+def render(s, charts):
+    """The page as a string. ``s``: a Summary; ``charts``: ``figures.charts(s)``."""
+    explorer = figures.profile_explorer(s)
+    asset = files("artent.study") / "assets"
+    found = findings_of(s)
+    text = {
+        "title": "What fine-tuning wrote, and what attention made of it",
+        "lead": _lead(s),
+        "css": (asset / "report.css").read_text("utf-8"),
+        "findings": "\n".join(map(_finding, found)),
+        "modules": "".join(f"<option>{html.escape(name)}</option>" for name in explorer["profiles"]),
+        "last_step": len(explorer["steps"]) - 1,
+        "legend": "".join(_key(*entry) for entry in LEGEND),
+        "profiles": "\n".join(_profile_panel(m) for m in explorer["methods"]),
+        "method_legend": "".join(_key(m["label"], m["color"], "none", 4) for m in explorer["methods"]),
+        "texts": s.config.probe_texts,
+        "draws": s.config.null_draws,
+        "seeds": len(s.config.seeds),
+        "needed": nohair.SEEDS_NEEDED,
+        "setup": "\n".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in _setup(s)),
+        "paper": PAPER,
+        "data": json.dumps(_rounded({**explorer, "charts": charts})).replace("</", "<\\/"),
+        "charts_js": (asset / "charts.js").read_text("utf-8"),
+        "report_js": (asset / "report.js").read_text("utf-8"),
+    }
+    return Template((asset / "report.html").read_text("utf-8")).substitute(text)
+
+
+def findings_of(s):
+    """The findings of a study, the most telling first."""
+    lora = [m for m in s.methods if m.rank is not None]
+    full = next((m for m in s.methods if m.rank is None), None)
+    told = []
+    if lora:
+        depths = {m.label: (s.mean_last(m.name, "valley_depth"), *s.null_depth(m.name)) for m in lora}
+        told.append(findings.valley(s.mean_last(full.name, "valley_depth") if full else None, depths))
+        told.append(findings.rank_use({m.label: (s.mean_last(m.name, "effective_rank"), m.rank) for m in lora}))
+    nulls = {"untrained model": s.fits["untrained"]["c"], **{name: s.fits[name]["c"] for name in s.growth_nulls}}
+    told.append(findings.growth(s.fits["base"]["c"], s.fits["base"]["interval"], nulls))
+    attention, updates = nohair.method_seed_ratio(s.head_runs()), s.module_ratio()
+    medians = [ratio and ratio[0].median().item() for ratio in (attention, updates)]
+    told.append(findings.no_hair(*medians, nohair.verdict(min(len(s.seeds(m.name)) for m in s.methods))))
+    told.append(findings.attention_drift({m.label: s.drift(m.name) for m in s.methods}))
+    told.append(findings.learning({m.label: s.loss_change(m.name) for m in s.methods}))
+    if lora:
+        told.append(findings.rank_bound(s.bound_excesses()))
+    return told
+
+
+def _lead(s):
+    c = s.config
+    missing = len(c.runs) - len(s.runs)
+    short = f" {missing} of {len(c.runs)} fine-tunings are still missing." if missing else ""
+    methods = ", ".join(m.label for m in s.methods)
+    return html.escape(
+        f"A LLaMA of {c.layers} layers and width {c.width} ({c.heads} query heads on {c.kv_heads} key heads), "
+        f"pretrained for {c.pretrain_steps} steps on English, then fine-tuned for {c.tune_steps} steps on Python "
+        f"source: {methods}, {len(c.seeds)} seeds each. Entropies are in nats.{short}"
+    )
+
+
+LEGEND = (
+    ("measured, a line a seed, earlier steps faint", "m0", "none", 4),
+    ("rank bound", "ink", "none", 2),
+    ("theory: LoRA line, Page's line", "null", "7 4", 2.5),
+    ("random Gaussian factors, ± 2 standard deviations", "null", "none", 1.5),
+    ("Haar: same singular values, random vectors", "accent", "2 4", 3),
+)
+
+
+def _finding(found):
+    mark = " class='fault'" if found.standing == findings.FAULT else ""
+    return (
+        f"<li{mark}><span class='standing'>{html.escape(found.standing)}</span>"
+        f"<h3>{html.escape(found.claim)}</h3><p>{html.escape(found.detail)}</p></li>"
+    )
+
+
+def _key(name, color, dash, width):
+    style = f"stroke:var(--{color});stroke-width:{width};stroke-dasharray:{dash}"
+    line = f"<line x1='0' x2='26' y1='4.5' y2='4.5' style='{style}'/>"
+    return f"<li><svg aria-hidden='true'>{line}</svg>{html.escape(name)}</li>"
+
+
+def _profile_panel(method):
+    swatch = f"<span class='swatch' style='background:var(--{method['color']})'></span>"
+    return (
+        f"<figure id='profile-{method['key']}'><h3>{swatch}{html.escape(method['label'])}</h3>"
+        "<div class='big' aria-live='polite'></div><div class='plot'></div></figure>"
+    )
+
+
+def _setup(s):
+    setup, c = s.setup, s.config
+    stages = (f"{s.labels.get(m, 'pretraining')}, seed {seed}: {took:.0f} s" for (m, seed), took in s.seconds.items())
+    rates = ", ".join(f"{m.label} {m.learning_rate:g}" for m in c.methods)
+    yield "Configuration", c.name + (f" (resumed {s.resumed} times)" if s.resumed else "")
+    for key, words in (("old", "Pretrained on"), ("new", "Fine-tuned on")):
+        name, size, fingerprint = setup["texts"][key]
+        yield words, f"{name}: {size / 1e6:.2f} MB, fingerprint {fingerprint}, {c.held_out:.0%} held out"
+    yield "Training", f"AdamW, batch {c.batch}, context {c.context} bytes, 10 % warm-up, cosine to zero"
+    yield "Learning rates", f"pretraining {c.pretrain_lr:g}, {rates}"
+    yield "Trained weights", f"full FT all, LoRA {', '.join(c.targets)} with α = 2r"
+    yield "Seeds", f"{', '.join(map(str, c.seeds))} (data order and adapter); base model {c.base_seed}"
+    yield "Versions", ", ".join(f"{name} {version}" for name, version in setup["versions"].items())
+    yield "Machine", f"{setup['machine']}; begun {setup['time']}"
+    yield "Wall time", f"{sum(s.seconds.values()):.0f} s: {'; '.join(stages)}"
+
+
+def _rounded(value):
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(item) for item in value]
+    if isinstance(value, torch.Tensor):
+        return _rounded(value.tolist())
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+def _png(s, charts, folder):
+    from artent import plots
+
+    folder.mkdir(exist_ok=True)
+    for name, spec in charts.items():
+        plots.save(plots.chart(spec), folder / f"{name}.png")

@@ -1,0 +1,138 @@
+"""The study from nothing to its report: pretrain, fine-tune by every method and seed, measure, write, tell."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import time
+
+import torch
+
+import artent
+from artent.study import finetune, measure
+from artent.study.corpus import english, source
+from artent.study.store import BASE, Store
+
+__all__ = ["run_study"]
+
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy")
+
+
+def run_study(config, folder, resume=False):
+    """Run ``config`` into ``folder`` and return the path of the report.
+
+    Stages that ``folder`` already holds are not run again with ``resume``. Raises FileExistsError for a folder in
+    use without ``resume``, ValueError for one of another configuration.
+    """
+    started = time.perf_counter()
+    store = Store(folder, config, resume)
+    try:
+        old, new = english(config.context, config.held_out), source(config.context, config.held_out)
+        store.writer.write(setup_record(config, old, new, resumed=resume))
+        with finetune.quiet() as scratch:
+            study = _Study(config, store, old, new, scratch)
+            study.pretrain()
+            for method, seed in config.runs:
+                study.tune(method, seed)
+        store.writer.write({"kind": "finished", "seconds": time.perf_counter() - started})
+    finally:
+        store.close()
+    from artent.study.report import write_report
+
+    return write_report(store.folder)
+
+
+def setup_record(config, old, new, resumed):
+    """Everything the numbers depend on that is not in the code."""
+    texts = {key: [t.name, t.size, t.fingerprint] for key, t in (("old", old), ("new", new))}
+    versions = {"artent": artent.__version__, "python": platform.python_version()}
+    versions |= {package: importlib.metadata.version(package) for package in PACKAGES}
+    return {
+        "kind": "setup",
+        "config": config.to_dict(),
+        "texts": texts,
+        "versions": versions,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {platform.system()}",
+        "time": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "resumed": resumed,
+    }
+
+
+class _Study:
+    """What the stages share: the texts, the probe, the store."""
+
+    def __init__(self, config, store, old, new, scratch):
+        self.config, self.store, self.old, self.new, self.scratch = config, store, old, new, scratch
+        self.held_out = {"old": old.held_out[: config.loss_texts], "new": new.held_out[: config.loss_texts]}
+        half = config.probe_texts // 2  # texts of both kinds, none of them trained on
+        self.probe = torch.cat([old.held_out[:half], new.held_out[: config.probe_texts - half]])
+
+    def pretrain(self):
+        """The base model: trained on the old text, saved, and measured beside its untrained self and the nulls."""
+        config = self.config
+        if (BASE, config.base_seed) in self.store.done:
+            return
+        with self._stage(BASE, config.base_seed) as write:
+            model = finetune.untrained(config)
+            write(*measure.growth(model, self.probe, config, "untrained"))
+            trainer = finetune.make_trainer(
+                model,
+                self.old.train,
+                steps=config.pretrain_steps,
+                batch=config.batch,
+                learning_rate=config.pretrain_lr,
+                seed=config.base_seed,
+                label="pretraining",
+                folder=self.scratch,
+                callbacks=[finetune.HeldOut(self.held_out, max(1, config.pretrain_steps // 4), write)],
+            )
+            trainer.train()
+            finetune.save_base(model, self.store.base_weights)
+            growth = measure.growth(model, self.probe, config, "base")
+            write(*growth, *measure.growth_nulls(growth[0], config))
+
+    def tune(self, method, seed):
+        """One fine-tuning on the new text, measured by the callback on the way and in full at its end."""
+        config = self.config
+        if (method.name, seed) in self.store.done:
+            return
+        with self._stage(method.name, seed) as write:
+            base = finetune.load_base(config, self.store.base_weights)
+            model = finetune.adapt(finetune.load_base(config, self.store.base_weights), method, config.targets, seed)
+            trainer = finetune.make_trainer(
+                model,
+                self.new.train,
+                steps=config.tune_steps,
+                batch=config.batch,
+                learning_rate=method.learning_rate,
+                seed=seed,
+                label=f"{method.label}, seed {seed}",
+                folder=self.scratch,
+                callbacks=[finetune.HeldOut(self.held_out, config.measure_every, write)],
+            )
+            artent.attach(
+                trainer,
+                every=config.measure_every,
+                targets=config.targets,
+                probe=self.probe[:: max(1, config.probe_texts // 4)],
+                lengths=(config.context,),
+                out=self.store.writer,
+                context={"method": method.name, "seed": seed},
+            )
+            trainer.train()
+            write(*measure.growth(model, self.probe, config, method.name))
+            write(*measure.profile_nulls(model, None if method.rank else base, config))
+
+    @contextlib.contextmanager
+    def _stage(self, method, seed):
+        """Between a ``start`` and a ``done`` record; yields what writes the records of the stage."""
+        started = time.perf_counter()
+
+        def write(*records):
+            self.store.writer.write(*({"method": method, "seed": seed, **record} for record in records))
+
+        write({"kind": "start"})
+        yield write
+        write({"kind": "done", "seconds": time.perf_counter() - started})

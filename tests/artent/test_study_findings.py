@@ -1,0 +1,59 @@
+"""Every claim of the report, fed with numbers for which it holds and for which it fails: the words must turn."""
+
+import pytest
+from artent.study import findings
+
+NULLS = {"uniform causal mask": 0.17, "local window": 0.98}
+
+
+@pytest.mark.parametrize(
+    ("made", "claim", "standing"),
+    [
+        (findings.learning({"full FT": (2.4, 1.9, 2.0, 2.3)}), "Every method learned", "measured here"),
+        (
+            findings.learning({"full FT": (2.4, 1.9, 2.0, 2.3), "LoRA r = 4": (2.4, 2.5, 2.0, 2.0)}),
+            "LoRA r = 4 hardly",
+            "measured here",
+        ),
+        (findings.rank_bound([-0.3, -1e-9, 1e-9]), "All 3 LoRA profiles respect", "measured here"),
+        (findings.rank_bound([-0.3, 0.2]), "1 of 2 LoRA profiles exceed", "fault"),
+        (findings.valley(0.2, {"LoRA r = 4": (1.4, 1.6, 0.02)}), "full FT's differ", "as in the paper"),
+        (findings.valley(None, {"LoRA r = 4": (1.4, 1.6, 0.02)}), "LoRA's updates have", "as in the paper"),
+        (findings.valley(1.5, {"LoRA r = 4": (1.4, 1.6, 0.02)}), "does not set LoRA apart", "not as in the paper"),
+        (findings.valley(0.2, {"LoRA r = 4": (0.01, 1.6, 0.02)}), "No entanglement valley", "not as in the paper"),
+        (findings.rank_use({"LoRA r = 4": (2.0, 4)}), "a part of the rank", "measured here"),
+        (findings.rank_use({"LoRA r = 4": (3.9, 4)}), "nearly all", "measured here"),
+        (findings.rank_use({"LoRA r = 4": (3.9, 4), "LoRA r = 16": (6.0, 16)}), "depends on the rank", "measured here"),
+        (findings.growth(0.5, (0.4, 0.6), NULLS), "between 0 and 1", "as in the paper"),
+        (findings.growth(0.95, (0.9, 1.1), NULLS), "a volume law", "not as in the paper"),
+        (findings.growth(0.0, (-0.1, 0.1), NULLS), "an area law", "not as in the paper"),
+        (findings.growth(-0.5, (-0.6, -0.4), NULLS), "neither law", "not as in the paper"),
+        (findings.no_hair(1.1, 8.0, "not enough data: 2"), "updates more than in attention", "not enough data"),
+        (findings.no_hair(5.0, 8.0, "not enough data: 2"), "in the updates and in attention", "not enough data"),
+        (findings.no_hair(5.0, 1.0, "no verdict"), "attention more than in the updates", "measured here"),
+        (findings.no_hair(1.0, 1.0, "no verdict"), "no more than seeds do", "measured here"),
+        (findings.no_hair(None, 1.0, "not enough data"), "No comparison", "not enough data"),
+        (findings.attention_drift({"full FT": 0.01}), "hardly moved", "measured here"),
+        (findings.attention_drift({"full FT": 0.01, "LoRA": 0.2}), "moved attention's", "measured here"),
+    ],
+)
+def test_words_follow_numbers(made, claim, standing):
+    assert claim in made.claim
+    assert made.standing == standing
+
+
+def test_a_valley_that_random_factors_share_is_called_the_ranks():
+    shared = findings.valley(0.2, {"LoRA r = 4": (1.6, 1.6, 0.02)}).detail
+    deeper = findings.valley(0.2, {"LoRA r = 4": (1.9, 1.6, 0.02)}).detail
+    assert "the rank alone accounts for it" in shared
+    assert "LoRA r = 4: deeper than the rank alone makes it" in deeper
+
+
+def test_growth_is_held_against_the_nearest_null():
+    assert "null “uniform causal mask”" in findings.growth(0.18, (0.1, 0.3), NULLS).detail
+    assert "The interval holds" not in findings.growth(0.5, (0.4, 0.6), NULLS).detail
+
+
+def test_numbers_are_told():
+    detail = findings.rank_use({"LoRA r = 16": (6.04, 16)}).detail
+    assert "6.0 of 16 used" in detail
