@@ -7,7 +7,6 @@ import torch
 
 from artent.peft_updates import adapted_layers, folder_updates, live_updates
 from artent.profile import entanglement_profile
-from artent.updates import LoRAUpdate
 from artent.weights import differences, read_weights, unwrap
 
 _CHUNK = 1 << 26  # elements of dense updates profiled in one call: 256 MiB in float32
@@ -92,7 +91,7 @@ def profile_updates(updates, **options):
     profiles, held, elements = {}, {}, 0
     for name, update in updates:
         held[name] = update
-        elements += 0 if isinstance(update, LoRAUpdate) else update.numel()
+        elements += update.numel() if isinstance(update, torch.Tensor) else 0
         if elements > _CHUNK:
             profiles |= _profile(held, options)
             held, elements = {}, 0

@@ -1,0 +1,154 @@
+"""``artent.attach``: the recorder as a callback of transformers' Trainer."""
+
+import os
+from pathlib import Path
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from artent.peft_updates import adapted_layers
+from artent.training.recorder import EntanglementRecorder
+
+try:
+    from transformers import Trainer, TrainerCallback
+    from transformers.integrations import is_deepspeed_zero3_enabled
+except ImportError as error:
+    raise ImportError("artent.attach needs transformers: `pip install artent[transformers]`") from error
+
+BASE_FILE = "artent_base.safetensors"
+# The default probe: an exact S_ext costs the cube of the tokens, and short texts say little.
+_PROBE_AMONG, _PROBE_TEXTS, _PROBE_TOKENS = 64, 4, 512
+
+
+def attach(trainer, every=50, internal=True, external=True, probe=None, out=None, **options):
+    """Measure entanglement while ``trainer`` trains: at step 0, every ``every`` steps, and at the last step.
+
+    Means over modules, layers and heads go to the trainer's log (``log_history``, TensorBoard, …) as
+    ``artent/cut_entropy``, ``artent/valley_depth``, ``artent/effective_rank`` and ``artent/s_ext``; all
+    values go to ``out``. The losses are those of a run without. Only the main process measures.
+
+    An update of full FT is the difference from the weights at the start of ``train()``. They are kept in
+    ``artent_base.safetensors`` in the trainer's output folder, and a run that resumes from a checkpoint reads
+    them from there. Adapters need no such file. After a resume ``out`` may hold a step twice: the later
+    record counts.
+
+    Args:
+        trainer: a ``transformers.Trainer`` or a subclass such as TRL's.
+        probe: the batch that attention is measured on; default: the 4 longest of the first 64 texts of the
+            evaluation set, else of the training set, cut to 512 tokens.
+        options: further arguments of ``EntanglementRecorder`` (base, targets, lengths, context).
+
+    Returns:
+        The callback, with its ``recorder`` once training has begun; ``trainer.remove_callback`` takes it off.
+
+    Raises:
+        TypeError: ``trainer`` is no Trainer.
+        ValueError: when training begins: what ``EntanglementRecorder`` raises; sharded parameters (FSDP,
+            ZeRO-3); a resumed full FT without the weights that it started from.
+    """
+    if not isinstance(trainer, Trainer):
+        raise TypeError(
+            f"trainer must be a transformers Trainer, not {type(trainer).__name__}; "
+            "in another loop use artent.EntanglementRecorder"
+        )
+    if external and probe is None:
+        probe = _default_probe(trainer)
+    callback = EntanglementCallback(
+        trainer, every=every, internal=internal, external=external, probe=probe, out=out, **options
+    )
+    trainer.add_callback(callback)
+    return callback
+
+
+class EntanglementCallback(TrainerCallback):
+    """What ``attach`` adds to a trainer."""
+
+    def __init__(self, trainer, *, base=None, internal=True, **options):
+        self.trainer, self.recorder = trainer, None
+        self._base, self._internal, self._options = base, internal, options
+        self._measured = None  # the last step
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        if not state.is_world_process_zero:
+            return
+        if self.trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled():
+            raise ValueError(
+                "artent.attach: parameters are sharded (FSDP or DeepSpeed ZeRO-3), which is not supported: "
+                "train with DDP or ZeRO ≤ 2, or profile the saved checkpoints with artent.profile_model"
+            )
+        base, file = self._base, Path(args.output_dir) / BASE_FILE
+        copied = self._internal and base is None and not adapted_layers(model)
+        if copied and state.global_step:
+            if not file.is_file():
+                raise ValueError(
+                    f"training resumes at step {state.global_step}, and {file} with the weights it started "
+                    "from is missing, so what it wrote is unknown. Pass base, or internal=False. Likely "
+                    "cause: artent was not attached when the run began, or the output folder was moved"
+                )
+            base = file
+        self.recorder = EntanglementRecorder(model, base, internal=self._internal, **self._options)
+        if copied and not state.global_step:
+            _save(self.recorder.base, file)
+        if not state.global_step:
+            self._measure(state, control)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.recorder is None:
+            return
+        last = state.global_step >= state.max_steps or control.should_training_stop
+        if last or self.recorder.due(state.global_step):
+            self._measure(state, control)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.recorder is None:
+            return
+        # Stopped by an evaluation after its step. A reloaded best model is not the model of this step.
+        if self._measured != state.global_step and not args.load_best_model_at_end:
+            self._measure(state, control)
+        self.recorder.close()
+
+    def _measure(self, state, control):
+        self.recorder.measure(state.global_step)
+        self._measured = state.global_step
+        if not self.recorder.summary:
+            return
+        logs = {f"artent/{name}": value for name, value in self.recorder.summary.items()}
+        # The base class's log: a subclass such as TRL's empties its own running means into every log it is
+        # asked for. A log also ticks off the one that is due at this step, the trainer's own.
+        due = control.should_log
+        Trainer.log(self.trainer, logs)
+        control.should_log = due
+
+
+def _default_probe(trainer):
+    """Texts of the evaluation or training set, padded on the right."""
+    dataset = trainer.eval_dataset if trainer.eval_dataset is not None else trainer.train_dataset
+    if isinstance(dataset, dict) and dataset:
+        dataset = next(iter(dataset.values()))
+    try:
+        texts = [_real_tokens(dataset[i]) for i in range(min(_PROBE_AMONG, len(dataset)))]
+    except (TypeError, KeyError) as error:
+        raise ValueError(
+            f"probe is missing, and none can be taken from the trainer's {type(dataset).__name__}: it is "
+            "streamed, or its rows hold no input_ids. Pass probe, a batch of token ids (batch, T), or "
+            "external=False"
+        ) from error
+    texts = sorted(texts, key=len, reverse=True)[:_PROBE_TEXTS]
+    ids = pad_sequence(texts, batch_first=True)
+    return {"input_ids": ids, "attention_mask": pad_sequence([torch.ones_like(t) for t in texts], batch_first=True)}
+
+
+def _real_tokens(row):
+    ids = torch.as_tensor(row["input_ids"])
+    if "attention_mask" in row:
+        ids = ids[torch.as_tensor(row["attention_mask"]).bool()]
+    return ids[:_PROBE_TOKENS]
+
+
+def _save(tensors, file):
+    from safetensors.torch import save_file
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(file.name + ".part")
+    save_file(tensors, part)
+    os.replace(part, file)  # whole or not there
