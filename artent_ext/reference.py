@@ -14,7 +14,7 @@ def attention_logits(query, key, *, attn_mask=None, key_range=None, diagonal=Non
     """Masked logits s, (..., H, T_q, T_k); hidden keys are −inf. Arguments as the op's, see ``attention_stats``."""
     if scale is None:
         scale = query.shape[-1] ** -0.5
-    if key.shape[-3] != query.shape[-3]:
+    if query.dim() > 2 and key.shape[-3] != query.shape[-3]:
         key = key.repeat_interleave(query.shape[-3] // key.shape[-3], dim=-3)
     s = (query @ key.mT) * scale
     rows = torch.arange(query.shape[-2], device=query.device)[:, None]

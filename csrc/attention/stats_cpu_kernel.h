@@ -99,7 +99,7 @@ ARTENT_INLINE void update_rows(const ForwardTile<R>& a) {
     const Span span = hide<S::lanes>(a.logits, r);
     const R* s = a.logits.s + r * kKeyTile;
     V top = S::splat(lowest);
-    for (int64_t c = span.begin; c < span.end; c += S::lanes) top = S::max_keep_nan(S::load(s + c), top);
+    for (int64_t c = span.begin; c < span.end; c += S::lanes) top = S::max(top, S::load(s + c));
     const R m = S::horizontal_max(top);
     if (m == lowest) continue;  // nothing visible here
     V L = {}, t = {}, L2 = {};

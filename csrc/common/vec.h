@@ -39,11 +39,11 @@ struct Simd {
   }
   static ARTENT_INLINE void store(R* p, V v) { __builtin_memcpy(p, &v, sizeof(v)); }
 
-  // Larger of the two; a NaN in `a` stays.
-  static ARTENT_INLINE V max_keep_nan(V a, V b) { return (a <= b) ? b : a; }
+  // Larger of the two; a NaN in either stays.
+  static ARTENT_INLINE V max(V a, V b) { return ((a >= b) | (a != a)) ? a : b; }
   static ARTENT_INLINE R horizontal_max(V v) {
     R m = v[0];
-    for (int64_t i = 1; i < lanes; ++i) m = (v[i] <= m) ? m : v[i];
+    for (int64_t i = 1; i < lanes; ++i) m = (m >= v[i] || m != m) ? m : v[i];
     return m;
   }
   // In double and in lane order.
