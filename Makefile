@@ -1,0 +1,66 @@
+# Two commands do everything, set-up included:
+#   make demo    the quick study; opens with a report at runs/quick/report.html
+#   make test    the tests
+# Python ≥ 3.11 with its headers and a C++ compiler are all they need. `make help` lists the rest.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN ?= runs/quick
+NATIVE := setup.py pyproject.toml artent_ext/_version.py $(shell find csrc -type f)
+CPP := $(shell find csrc tests/simt -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+.PHONY: help demo test lint format bench bench-requirements wheel clean
+
+help: ## list the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+
+demo: $(VENV)/.built ## run the quick study (≤ 4 minutes on 2 cores) and write its report
+	$(BIN)/artent study --config quick --out $(RUN) --resume
+	@echo "Report: $(RUN)/report.html"
+
+test: $(VENV)/.built ## run the tests that need no GPU
+	$(BIN)/python -m pytest -m "not gpu"
+
+lint: $(VENV)/.ready ## check style: ruff and clang-format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
+
+format: $(VENV)/.ready ## put everything in style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
+
+bench: $(VENV)/.built bench-requirements ## compare with peers, side by side (a quiet machine, minutes)
+	$(BIN)/python benchmarks/tables.py
+
+bench-requirements: $(VENV)/.ready
+	$(BIN)/python -m pip install -r benchmarks/requirements.txt
+
+wheel: $(VENV)/.ready ## build a wheel into dist/
+	$(BIN)/python -m pip wheel --no-build-isolation --no-deps -w dist .
+
+clean: ## remove everything that make made, runs/ excepted
+	rm -rf $(VENV) build dist *.egg-info artent_ext/*.so
+
+$(VENV)/.ready: requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "artent needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version); try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -c 'import sysconfig, pathlib, sys; sys.exit(not (pathlib.Path(sysconfig.get_path("include")) / "Python.h").is_file())' || \
+	  { echo "Python.h is missing beside $(PYTHON): install Python's headers (package python3-dev or python3-devel)"; exit 1; }
+	@command -v $${CXX:-c++} >/dev/null || { echo "There is no C++ compiler (c++): install g++ or clang"; exit 1; }
+	@echo "== Virtual environment $(VENV) (once; downloads torch)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --progress-bar on -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.ready $(NATIVE)
+	@echo "== Native library (about half a minute)"
+	@$(BIN)/python -m pip install -v --no-build-isolation --no-deps -e . > $(VENV)/build.log 2>&1 & pid=$$!; \
+	  tail -f --pid=$$pid $(VENV)/build.log 2>/dev/null | grep --line-buffered -oE 'artent: building.*|^ *\[[0-9]+/[0-9]+\]|[^ ]+: (fatal )?error: .*' || true; \
+	  wait $$pid || { tail -n 40 $(VENV)/build.log; echo "The build failed; the whole log is $(VENV)/build.log"; exit 1; }
+	@touch $@
