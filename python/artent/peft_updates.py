@@ -26,17 +26,21 @@ _VARIANTS = (
 
 
 def adapted_layers(model):
-    """{name in the unwrapped model: PEFT layer}, empty for a model without adapters."""
+    """{name in the unwrapped model: PEFT layer}, tied ones once; empty for a model without adapters."""
     if "peft" not in sys.modules:
         return {}
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import ModulesToSaveWrapper
 
-    layers, outer = {}, None
+    layers, seen, outer = {}, set(), None
     for name, module in unwrap(model).named_modules():  # a layer's own parts follow it at once
-        if isinstance(module, BaseTunerLayer | ModulesToSaveWrapper) and not (outer and name.startswith(outer)):
+        if not isinstance(module, BaseTunerLayer | ModulesToSaveWrapper) or (outer and name.startswith(outer)):
+            continue
+        outer = f"{name}."
+        memory = frozenset(p.data_ptr() or id(p) for p in module.parameters())  # 0: nothing there to share
+        if memory not in seen:
             layers[_plain(name)] = module
-            outer = f"{name}."
+            seen.add(memory)
     return layers
 
 

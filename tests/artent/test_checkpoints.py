@@ -105,6 +105,20 @@ def test_an_update_is_what_the_model_does(case):
     assert {name.rsplit(".")[-1] for name in updates} == {*config.target_modules, *targets}
 
 
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({"trainable_token_indices": [1, 2]}, ["model.embed_tokens"]),
+        ({"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}, ["model.embed_tokens"]),
+        ({"target_modules": ["embed_tokens"], "ensure_weight_tying": True}, ["model.embed_tokens"]),
+        ({"target_modules": ["embed_tokens", "lm_head"]}, ["model.embed_tokens", "lm_head"]),  # factors of their own
+    ],
+)
+def test_tied_adapters_come_once(options, names):
+    model = train(peft.get_peft_model(llama(), lora(**options)))
+    assert [name for name in dict(weight_updates(model)) if "self_attn" not in name] == names
+
+
 @pytest.mark.parametrize("merge_first", [False, True])
 @pytest.mark.parametrize("config", [lora(), lora(use_dora=True)], ids=["LoRA", "DoRA"])
 def test_a_merged_adapter_still_has_its_update(config, merge_first):
