@@ -128,7 +128,8 @@ def _check_pair(B: Tensor, A: Tensor, scaling) -> None:
     if B.shape[1] != A.shape[0]:
         swapped = " (are B and A swapped?)" if A.shape[1] == B.shape[0] else ""
         raise ValueError(
-            f"B, A: ranks do not match: B is {tuple(B.shape)} and A is {tuple(A.shape)}, expected (m, r) and (r, n){swapped}"
+            f"B, A: ranks do not match: B is {tuple(B.shape)} and A is {tuple(A.shape)},"
+            f" expected (m, r) and (r, n){swapped}"
         )
     if B.device != A.device:
         raise ValueError(f"B, A: on different devices, {B.device} and {A.device}")

@@ -1,0 +1,273 @@
+"""``entanglement_profile``: the entanglement entropy of a weight update at every bond (docs/math.md §1)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import inf
+
+import torch
+from torch import Tensor
+
+from artent import schmidt
+from artent.entropy import check_alpha, entropy, nats_per_unit
+from artent.sites import Chain, chain
+from artent.updates import LoRAUpdate, MPSUpdate, Update, check_matrix
+
+METHODS = ("auto", "exact")
+_BATCH_ELEMENTS = 2**24  # updates of one shape are stacked up to this many numbers
+
+
+@dataclass(frozen=True, eq=False)
+class EntanglementProfile:
+    """Entropy at each bond of an update of shape (m, n), a chain of N sites: rows first, then columns.
+
+    Entropies are in nats, or in units of ``log_base``; tensors are float64 on the update's device, and everything
+    computed from them is differentiable with respect to it (first derivatives).
+    """
+
+    entropy: Tensor
+    """(N−1,): S_α at bonds 1 … N−1."""
+    lower: Tensor
+    upper: Tensor
+    """(N−1,): bounds on the entropy; both equal to it when the method is exact."""
+    cut_probabilities: Tensor
+    """(k,): Schmidt probabilities at the row|column cut, descending."""
+    schmidt_ranks: tuple[int, ...]
+    """Numerical Schmidt rank per bond: the bond dimension that an MPS of the update needs."""
+    sites: tuple[tuple[int, ...], tuple[int, ...]]
+    """(row sites, column sites)."""
+    rank: int | None = None
+    """Nominal rank of a factored update, None for a dense one."""
+    alpha: float = 1.0
+    log_base: float | None = None
+    method: str = "exact"
+
+    @property
+    def chain(self) -> Chain:
+        return Chain(*self.sites)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.chain.shape
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        return self.chain.dims
+
+    @property
+    def bonds(self) -> tuple[int, ...]:
+        return self.chain.bonds
+
+    @property
+    def cut(self) -> int:
+        """The bond of the row|column cut, L_row; no bond of the chain if the update is a single row or column."""
+        return self.chain.cut
+
+    @property
+    def log_dims(self) -> Tensor:
+        """(N−1,): ln D_l, D_l the dimension left of the bond."""
+        return self.entropy.new_tensor(self.chain.log_dims)
+
+    @property
+    def cut_entropy(self) -> Tensor:
+        """S at the row|column cut; zero where there is nothing on one side of it."""
+        return self.entropy[self.cut - 1] if self.cut in self.bonds else self.entropy.new_zeros(())
+
+    @property
+    def max_entropy(self) -> Tensor:
+        """max_l S(l); zero for a chain without bonds."""
+        return self.entropy.amax() if self.bonds else self.entropy.new_zeros(())
+
+    @property
+    def valley_depth(self) -> Tensor:
+        """max_l S(l) − S(cut)."""
+        return self.max_entropy - self.cut_entropy
+
+    @property
+    def valley_fraction(self) -> Tensor:
+        """The valley's depth as a fraction of the maximum; zero for a product state."""
+        return self.valley_depth / self.max_entropy if self.max_entropy > 0 else torch.zeros_like(self.max_entropy)
+
+    @property
+    def effective_rank(self) -> Tensor:
+        """exp S(cut): how many equal singular values would have this entropy. Compare with ``rank``."""
+        return (self.cut_entropy * nats_per_unit(self.log_base)).exp()
+
+    @property
+    def slope(self) -> Tensor:
+        """dS/d ln D on the row side (one is the volume law, in any ``log_base``).
+
+        The least-squares line through the origin, S(0) = 0 at D = 1, over the row-side bonds from the first up to
+        the one of largest entropy: beyond it the profile descends towards the cut. NaN without row-side bonds.
+        """
+        side = self.entropy[: self.cut] * nats_per_unit(self.log_base)
+        if not len(side):
+            return self.entropy.new_full((), torch.nan)
+        rise = int(side.detach().argmax()) + 1
+        x = self.log_dims[:rise]
+        return x @ side[:rise] / (x @ x)
+
+    def mass_kept(self, k: int) -> Tensor:
+        """The share of ‖ΔW‖² that its best rank-k approximation keeps."""
+        if not isinstance(k, int) or k < 0:
+            raise ValueError(f"k: expected a rank ≥ 0, got {k!r}")
+        return self.cut_probabilities[:k].sum()
+
+    def plot(self, ax=None, **options):
+        """Draw the profile; see ``artent.plots.profile``. Returns the matplotlib axes."""
+        from artent import plots
+
+        return plots.profile(self, ax=ax, **options)
+
+    def to_dict(self) -> dict:
+        """Everything as lists, numbers and strings that JSON can hold."""
+        return {
+            "entropy": self.entropy.tolist(),
+            "lower": self.lower.tolist(),
+            "upper": self.upper.tolist(),
+            "cut_probabilities": self.cut_probabilities.tolist(),
+            "schmidt_ranks": list(self.schmidt_ranks),
+            "sites": [list(side) for side in self.sites],
+            "rank": self.rank,
+            "alpha": "inf" if self.alpha == inf else self.alpha,
+            "log_base": self.log_base,
+            "method": self.method,
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "EntanglementProfile":
+        """The profile that ``to_dict`` wrote; other keys of the record are ignored."""
+        names = ("entropy", "lower", "upper", "cut_probabilities")
+        missing = {*names, "schmidt_ranks", "sites", "rank", "alpha", "log_base", "method"} - values.keys()
+        if missing:
+            raise ValueError(f"values: not the record of a profile, {', '.join(sorted(missing))} missing")
+        rows, cols = values["sites"]
+        return cls(
+            **{name: torch.tensor(values[name], dtype=torch.float64) for name in names},
+            schmidt_ranks=tuple(values["schmidt_ranks"]),
+            sites=(tuple(rows), tuple(cols)),
+            rank=values["rank"],
+            alpha=float(values["alpha"]),
+            log_base=values["log_base"],
+            method=values["method"],
+        )
+
+
+def entanglement_profile(
+    update: Update | list[Update] | tuple[Update, ...],
+    *,
+    sites=None,
+    method: str = "auto",
+    alpha: float = 1.0,
+    log_base: float | None = None,
+) -> EntanglementProfile | list[EntanglementProfile]:
+    """The entanglement profile of a weight update: entropies at every bond of its sites (docs/math.md §1, §2).
+
+    Args:
+        update: a matrix (m, n), an ``artent.LoRAUpdate`` or ``artent.MPSUpdate``; or a list of them, which gives a
+            list, equal shapes computed together. float16, bfloat16, float32 or float64. Factored updates never
+            allocate an m×n array.
+        sites: (row_sites, col_sites) that multiply to m and n; None for the prime factors, non-increasing.
+        method: "auto" or "exact".
+        alpha: the Rényi order, any α > 0; 1 is von Neumann, math.inf the largest probability.
+        log_base: the unit of entropy; None for nats, 2 for bits.
+
+    Raises:
+        TypeError, ValueError: for anything that is no update, for NaN or Inf in it, and for a zero update, which
+            has no state. The message names the argument and the likely cause.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method: expected one of {', '.join(map(repr, METHODS))}, got {method!r}")
+    alpha = check_alpha(alpha)
+    nats_per_unit(log_base)
+    single = not isinstance(update, (list, tuple))
+    named = [("update", update)] if single else [(f"update[{i}]", u) for i, u in enumerate(update)]
+    groups: dict[tuple, list[int]] = {}
+    operands = []
+    for i, (name, u) in enumerate(named):
+        parts = _parts(name, u)
+        key = tuple((tuple(part.shape), part.dtype, part.device) for part in parts)
+        groups.setdefault(key, []).append(i)
+        operands.append(parts)
+    profiles: list = [None] * len(operands)
+    for members in groups.values():
+        for batch in _chunks(members, sum(part.numel() for part in operands[members[0]])):
+            parts = [torch.stack(part) for part in zip(*(operands[i] for i in batch))]
+            for i, profile in zip(batch, _profiles([named[i][0] for i in batch], parts, sites, alpha, log_base)):
+                profiles[i] = profile
+    return profiles[0] if single else profiles
+
+
+def _parts(name: str, update) -> tuple[Tensor, ...]:
+    """(W,) of a dense update, (B, A) of a factored one. Its scaling is no part of the state."""
+    if isinstance(update, (LoRAUpdate, MPSUpdate)):
+        return update.factors()
+    if not isinstance(update, Tensor):
+        raise TypeError(
+            f"{name}: expected a torch.Tensor, artent.LoRAUpdate or artent.MPSUpdate (or a list of them),"
+            f" got {type(update).__name__}"
+        )
+    return (check_matrix(name, update),)
+
+
+def _chunks(members: list[int], elements: int) -> Iterator[list[int]]:
+    size = max(1, _BATCH_ELEMENTS // elements)
+    for start in range(0, len(members), size):
+        yield members[start : start + size]
+
+
+def _check_peak(names: list[str], parts: list[Tensor]) -> None:
+    """Refuse NaN, Inf and zero updates, by name."""
+    for part, factor in zip(parts, (".B", ".A") if len(parts) == 2 else ("",)):
+        peak = part.detach().abs().amax((-2, -1))
+        for name, value in zip(names, peak.tolist()):
+            if not value < inf:
+                raise ValueError(
+                    f"{name}{factor}: holds NaN or Inf (a diverged run, or an overflow in half precision?)"
+                )
+            if value == 0:
+                hint = (
+                    "B is zero at a LoRA's initialisation: train a step first"
+                    if factor
+                    else "the weight did not change, or it was compared with itself"
+                )
+                raise ValueError(f"{name}{factor}: is zero, and a zero update has no state ({hint})")
+
+
+def _profiles(
+    names: list[str], parts: list[Tensor], sites, alpha: float, log_base: float | None
+) -> list[EntanglementProfile]:
+    """Profiles of a stack: parts are (W,) or (B, A), each with a batch dimension in front."""
+    _check_peak(names, parts)
+    rank = parts[0].shape[-1] if len(parts) == 2 else None
+    where = chain((parts[0].shape[-2], parts[-1].shape[-1]), sites)
+    # Autocast would take the float32 products in half precision.
+    with torch.autocast(parts[0].device.type, enabled=False):
+        if rank is None:
+            spectra = schmidt.dense(*parts, where, singular=alpha < 1)
+        else:
+            C, D = schmidt.halves(*parts)
+            for name, zero in zip(names, schmidt.vanish(C, D, rank).tolist()):
+                if zero:
+                    raise ValueError(f"{name}: neither B nor A is zero but B @ A is, and a zero update has no state")
+            spectra = schmidt.factored(C, D, where, singular=alpha < 1)
+    certain = parts[0].new_ones((len(parts[0]), 1), dtype=torch.float64)
+    at_cut = spectra[where.cut - 1] if where.cut in where.bonds else certain
+    S = torch.stack([entropy(p, alpha, log_base) for p in spectra], -1) if spectra else certain[:, :0]
+    S = S.clamp(min=0)
+    eps = max(torch.finfo(part.dtype).eps for part in parts)
+    eps = min(eps, torch.finfo(torch.float32).eps)  # half-precision values are taken as exact
+    ranks = torch.stack([schmidt.ranks(p, eps) for p in spectra], -1).tolist() if spectra else [()] * len(S)
+    return [
+        EntanglementProfile(
+            entropy=S[i],
+            lower=S[i],
+            upper=S[i],
+            cut_probabilities=at_cut[i],
+            schmidt_ranks=tuple(ranks[i]),
+            sites=(where.rows, where.cols),
+            rank=rank,
+            alpha=alpha,
+            log_base=log_base,
+        )
+        for i in range(len(S))
+    ]
