@@ -1,5 +1,6 @@
 """What fine-tuning wrote: the weight updates of a model, and their entanglement profiles."""
 
+import re
 import warnings
 from pathlib import Path
 
@@ -99,4 +100,9 @@ def profile_updates(updates, **options):
 
 
 def _profile(updates, options):
-    return dict(zip(updates, entanglement_profile(list(updates.values()), **options))) if updates else {}
+    names = list(updates)
+    try:
+        return dict(zip(names, entanglement_profile(list(updates.values()), **options)))
+    except (TypeError, ValueError) as error:  # which speaks of update[i]
+        message = re.sub(r"update\[(\d+)\]", lambda match: names[int(match[1])], str(error))
+        raise type(error)(message) from error

@@ -39,7 +39,7 @@ class EntanglementRecorder:
         probe: the fixed batch, token ids (batch, T) or a mapping with ``input_ids`` and ``attention_mask``.
         lengths: prefix lengths for ``artent.attention_entanglement``.
         out: a path that records are appended to, or an open ``artent.records.RecordWriter``.
-        context: entries that every record starts with, such as ``{"method": "lora-r4", "seed": 0}``.
+        context: entries of every record, such as ``{"method": "lora-r4", "seed": 0}``.
 
     Attributes:
         summary: scalars of the last measurement: means of ``cut_entropy``, ``valley_depth`` (nats) and
@@ -100,7 +100,7 @@ class EntanglementRecorder:
     def measure(self, step):
         """Measure now: one record of kind "profile" a module, one of kind "attention".
 
-        A record holds ``context``, kind, step, what ``to_dict()`` of the measurement gives, and "seconds":
+        A record holds what ``to_dict()`` of the measurement gives, ``context``, kind, step, and "seconds":
         the wall time, of all the profiles evenly divided.
         """
         records, self.summary = [], {}
@@ -126,8 +126,8 @@ class EntanglementRecorder:
         updates = _changed(read_updates(self.model, self.base, targets=self.targets), unchanged)
         profiles = profile_updates(updates)
         self.unchanged = tuple(unchanged)
-        head = {**self.context, "kind": "profile", "step": step}
-        records = [{**head, "module": name, **profile.to_dict()} for name, profile in profiles.items()]
+        head = {**self.context, "kind": "profile", "step": step}  # a context's "method" is the run's: it wins
+        records = [{**profile.to_dict(), **head, "module": name} for name, profile in profiles.items()]
         for record in records:
             record["seconds"] = (time.perf_counter() - start) / len(records)
         if profiles:
@@ -140,7 +140,7 @@ class EntanglementRecorder:
         attention = attention_entanglement(self.model, self.probe, lengths=self.lengths)
         longest = attention.lengths.index(max(attention.lengths))
         self.summary["s_ext"] = attention.s_ext[longest].nanmean().item()  # NaN: a text shorter than that
-        record = {**self.context, "kind": "attention", "step": step, **attention.to_dict()}
+        record = {**attention.to_dict(), **self.context, "kind": "attention", "step": step}
         return {**record, "seconds": time.perf_counter() - start}
 
 
