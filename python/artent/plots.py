@@ -1,0 +1,75 @@
+"""Figures, and nothing but figures: matplotlib is imported here and nowhere else."""
+
+from __future__ import annotations
+
+try:
+    import matplotlib.pyplot as plt
+except ImportError as error:
+    raise ImportError("figures need matplotlib: pip install artent[plots]") from error
+
+from artent import theory
+from artent.entropy import nats_per_unit
+
+# Okabe and Ito's palette, told apart under every common colour blindness; black is kept for bounds.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+_NAMED = {**{f"m{i}": colour for i, colour in enumerate(COLOURS)}, "ink": "black", "null": "0.5", "other": "#8F3FA8"}
+
+
+def profile(profile, ax=None, *, nulls=None, label=None):
+    """Entropy against bond, with the rank bound, the row|column cut and the valley marked.
+
+    Args:
+        profile: an ``EntanglementProfile``.
+        ax: matplotlib axes; None for new ones.
+        nulls: {name: values} to draw beside it, each a sequence over bonds or an ``artent.theory.Null``.
+        label: what the legend calls the profile.
+
+    Returns the axes.
+    """
+    ax = ax or plt.subplots(figsize=(6.4, 4.0), layout="constrained")[1]
+    bonds, S = profile.bonds, profile.entropy.detach().cpu()
+    unit = {None: "nats", 2: "bits"}.get(profile.log_base, f"log base {profile.log_base}")
+    symbol = "S" if profile.alpha == 1 else f"S, Rényi {profile.alpha:g}"
+    ax.plot(bonds, S, color=COLOURS[0], marker="o", markersize=4, linewidth=2, zorder=3, label=label or "profile")
+    if profile.method != "exact":
+        ax.fill_between(bonds, profile.lower.detach().cpu(), profile.upper.detach().cpu(), color=COLOURS[0], alpha=0.2)
+    bound = theory.rank_bound(profile.dims, profile.cut, profile.rank)
+    ax.plot(
+        bonds,
+        [nats / nats_per_unit(profile.log_base) for nats in bound],
+        color="black",
+        linestyle=":",
+        linewidth=1,
+        label="rank bound",
+    )
+    for colour, (name, null) in zip(COLOURS[1:] * (len(nulls or {}) + 1), (nulls or {}).items()):
+        mean = getattr(null, "mean", null)
+        ax.plot(bonds, mean, color=colour, linestyle="--", linewidth=1.5, label=name)
+        if hasattr(null, "std"):
+            low, high = ([x + sign * d for x, d in zip(mean, null.std)] for sign in (-1, 1))
+            ax.fill_between(bonds, low, high, color=colour, alpha=0.15, linewidth=0)
+    if profile.cut in bonds:
+        _mark_cut(ax, profile)
+    m, n = profile.shape
+    ax.set_title(f"{m}×{n}" + (f", rank {profile.rank}" if profile.rank else ""), loc="left")
+    ax.set(xlabel="bond", ylabel=f"{symbol} ({unit})")
+    ax.set_ylim(bottom=0)
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    return ax
+
+
+def _mark_cut(ax, profile):
+    """A line at the row|column cut, and an arrow down the valley where there is one to see."""
+    cut, top, bottom = profile.cut, float(profile.max_entropy), float(profile.cut_entropy)
+    ax.axvline(cut, color="0.75", linewidth=0.8, zorder=0)
+    small = {"textcoords": "offset points", "fontsize": "small", "color": "0.35"}
+    above = ("data", "axes fraction")
+    ax.annotate("row|column cut", (cut, 1), xycoords=above, xytext=(0, 2), ha="center", va="bottom", **small)
+    if top - bottom > 0.05 * top:
+        ax.annotate("", (cut, bottom), (cut, top), arrowprops={"arrowstyle": "<->", "color": "0.35", "shrinkA": 0})
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+        middle = (cut, (top + bottom) / 2)
+        ax.annotate(f"valley {top - bottom:.2f}", middle, xytext=(0, 0), ha="center", va="center", bbox=box, **small)
