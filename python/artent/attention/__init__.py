@@ -1,5 +1,4 @@
-"""External entanglement: how a model's attention correlates positions, measured where the attention is
-computed.
+"""External entanglement: how a model's attention correlates positions, measured where it is computed.
 
 ``attn_implementation="artent"`` (registered by ``import artent``) is sdpa with row statistics on request;
 ``attention_entanglement`` adds the entropy of each head's attention matrix at its row|column cut.

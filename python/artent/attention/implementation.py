@@ -1,5 +1,4 @@
-"""``attn_implementation="artent"``: attention as sdpa computes it, with row statistics where a call asks for
-them."""
+"""``attn_implementation="artent"``: attention as sdpa computes it, row statistics on request."""
 
 import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -31,12 +30,11 @@ def artent_attention(
     attention_probe=None,
     **options,
 ):
-    """A transformers attention function (``AttentionInterface``): (output (B, T_q, H, D), AttentionStats or
-    None).
+    """A transformers attention function (``AttentionInterface``): output (B, T_q, H, D) and statistics.
 
     The output is that of transformers' own sdpa function on the same mask, so outputs and losses are sdpa's.
-    With ``output_attentions`` the second value is ``artent_ext.AttentionStats`` (each field (B, H, T_q),
-    nats), of the attention matrix before dropout. ``attention_probe`` is called with what defines the matrix.
+    The second value is None or, with ``output_attentions``, ``artent_ext.AttentionStats`` (fields (B, H, T_q),
+    nats) of the attention matrix before dropout. ``attention_probe`` is called with what defines the matrix.
     Raises ValueError for a keyword argument that would change the attention and isn't supported: none is
     ignored.
     """

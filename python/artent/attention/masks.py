@@ -1,5 +1,4 @@
-"""The mask function of ``attn_implementation="artent"``: what each query sees, as an interval wherever it is
-one.
+"""The mask function of ``attn_implementation="artent"``: what a query sees, as an interval where it is one.
 
 transformers describes a mask as a composition of small functions (causal, sliding window, packed, …) plus the
 2-d padding mask. Each of those says "query q sees the keys [start, end)", and so does their intersection.
@@ -18,10 +17,9 @@ _UNBOUNDED = 1 << 40
 def artent_mask(batch_size, *, mask_function=causal_mask_function, attention_mask=None, **geometry):
     """A transformers mask function (``AttentionMaskInterface``); arguments as ``sdpa_mask``'s.
 
-    Returns None (plain causal or, where the caller allows it, everything visible), an int32 tensor (B, 1,
-    T_q, 2) of visible keys [start, end) per query, or a bool mask (B, 1, T_q, T_k) where a row is no
-    interval. Under ``torch.compile`` the mask is ``sdpa_mask``'s: whether padding is an interval depends on
-    data.
+    Returns None (plain causal or, where the caller allows it, everything visible), an int32 tensor
+    (B, 1, T_q, 2) of visible keys [start, end) per query, or a bool mask (B, 1, T_q, T_k) where a row is no
+    interval. Under ``torch.compile`` the mask is ``sdpa_mask``'s: intervals of padding depend on data.
     """
     if _is_plain(mask_function, attention_mask, geometry):
         return None
@@ -46,8 +44,7 @@ def dense_mask(ranges, kv_length):
 
 
 def interval(mask_function, q):
-    """Key positions [start, end) that queries at positions q (B|1, T_q) see, or None if this can't be read
-    off.
+    """Key positions [start, end) seen from query positions q (B|1, T_q); None if this can't be read off.
 
     Reads the functions of ``transformers.masking_utils`` by name and by the values they close over; anything
     else, a user's overlay for instance, is not read.

@@ -1,5 +1,4 @@
-"""External entanglement of a model on texts: one forward pass, no T×T array for more than a few heads at a
-time."""
+"""External entanglement of a model on texts: one forward pass, T×T arrays of a few heads at a time."""
 
 import inspect
 from collections.abc import Mapping
@@ -36,8 +35,7 @@ class AttentionEntanglement:
 
 
 def attention_entanglement(model, inputs, *, lengths=None, layers=None, variant="raw"):
-    """S_ext of every head on prefixes of texts: von Neumann entropy of attention at its row|column cut, in
-    nats.
+    """S_ext of every head on prefixes of texts: entropy of attention at its row|column cut, in nats.
 
     model: a causal transformers model that uses the attention interface, as it is, under PEFT, or wrapped; it
     is run once without gradient in eval mode and left as it was. inputs: token ids (batch, T) or a mapping
@@ -51,7 +49,7 @@ def attention_entanglement(model, inputs, *, lengths=None, layers=None, variant=
       make of each other. Renormalised, since otherwise the mass that each row spends on the sink would go on
       weighting the rows. A length T then is a (T−1)×(T−1) matrix.
     - ``"row_normalised"``: every row scaled to unit 2-norm, so that the few keys of early rows don't
-    dominate.
+      dominate.
 
     The row statistics are those of the whole text and of A itself in every variant. Source: ``docs/math.md``
     §4, §5. Raises TypeError or ValueError for inputs, lengths, layers or a variant that can't be used, for a
