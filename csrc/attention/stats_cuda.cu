@@ -13,11 +13,16 @@ namespace {
 template <class F>
 void dispatch_cuda(ScalarType type, const F& f) {
   switch (type) {
-    case ScalarType::Float: return f(float{});
-    case ScalarType::Double: return f(double{});
-    case ScalarType::Half: return f(__half{});
-    case ScalarType::BFloat16: return f(__nv_bfloat16{});
-    default: STD_TORCH_CHECK(false, "attention_stats: unsupported dtype ", torch::headeronly::toString(type));
+    case ScalarType::Float:
+      return f(float{});
+    case ScalarType::Double:
+      return f(double{});
+    case ScalarType::Half:
+      return f(__half{});
+    case ScalarType::BFloat16:
+      return f(__nv_bfloat16{});
+    default:
+      STD_TORCH_CHECK(false, "attention_stats: unsupported dtype ", torch::headeronly::toString(type));
   }
 }
 

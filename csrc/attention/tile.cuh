@@ -12,8 +12,8 @@
 namespace artent::attention {
 
 constexpr int kTile = 64;
-constexpr int kDepth = 32;          // components of the head dimension staged at once; two slices make a square
-constexpr int kPitch = kTile + 4;   // keeps vectors aligned; + 4 takes transposing stores off a single bank
+constexpr int kDepth = 32;         // components of the head dimension staged at once; two slices make a square
+constexpr int kPitch = kTile + 4;  // keeps vectors aligned; + 4 takes transposing stores off a single bank
 constexpr int kThreadRows = 8;
 constexpr int kThreadCols = 4;
 constexpr int kRowThreads = kTile / kThreadCols;  // threads that share their rows
@@ -38,10 +38,16 @@ struct AccumulatorOf<double> {
 template <class Element>
 using Accumulator = typename AccumulatorOf<Element>::type;
 
-__host__ __device__ constexpr int64_t tiles(int64_t rows) { return (rows + kTile - 1) / kTile; }
+__host__ __device__ constexpr int64_t tiles(int64_t rows) {
+  return (rows + kTile - 1) / kTile;
+}
 
-__device__ __forceinline__ int thread_row() { return int(threadIdx.x) / kRowThreads * kThreadRows; }
-__device__ __forceinline__ int thread_col() { return int(threadIdx.x) % kRowThreads * kThreadCols; }
+__device__ __forceinline__ int thread_row() {
+  return int(threadIdx.x) / kRowThreads * kThreadRows;
+}
+__device__ __forceinline__ int thread_col() {
+  return int(threadIdx.x) % kRowThreads * kThreadCols;
+}
 
 // One head of query or key: rows of `dim` components, at any strides.
 template <class Element>
@@ -66,8 +72,7 @@ __device__ void stage(Tile tile, const Rows<Element>& x, int64_t row0, int64_t d
     const int r = n / kDims, d = n % kDims;  // neighbouring threads read neighbouring components
     Real value = 0;
     if (row0 + r < x.rows && dim0 + d < x.dim)
-      value = static_cast<Real>(
-          simt::global_load(x.base + (row0 + r) * x.row_stride + (dim0 + d) * x.dim_stride));
+      value = static_cast<Real>(simt::global_load(x.base + (row0 + r) * x.row_stride + (dim0 + d) * x.dim_stride));
     tile.store(kTransposed ? d : r, kTransposed ? r : d, value);
   }
 }
@@ -91,8 +96,8 @@ __device__ void multiply_accumulate(Tile a, Tile b, MicroTile<Real>& acc) {
 
 // out[r][c] = Σ_d x[x0 + row + r][d] · y[y0 + col + c][d]. Both slices are free again on return.
 template <class Real, class Element>
-__device__ void dot_products(Slice<Real> a, Slice<Real> b, const Rows<Element>& x, int64_t x0,
-                             const Rows<Element>& y, int64_t y0, MicroTile<Real>& out) {
+__device__ void dot_products(Slice<Real> a, Slice<Real> b, const Rows<Element>& x, int64_t x0, const Rows<Element>& y,
+                             int64_t y0, MicroTile<Real>& out) {
 #pragma unroll
   for (int r = 0; r < kThreadRows; ++r)
 #pragma unroll

@@ -40,6 +40,10 @@ const char* attention_stats_backward(const char* dtype, const StatsBackward* p, 
   });
 }
 
-int sizeof_stats_forward() { return sizeof(StatsForward); }
-int sizeof_stats_backward() { return sizeof(StatsBackward); }
+int sizeof_stats_forward() {
+  return sizeof(StatsForward);
+}
+int sizeof_stats_backward() {
+  return sizeof(StatsBackward);
+}
 }

@@ -14,7 +14,7 @@ import torch
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
-FLAGS = "-std=c++20 -O1 -Wall -Wextra -Werror -Wno-unknown-pragmas -Wno-psabi -shared -fPIC".split()
+FLAGS = ["-std=c++20", "-O1", "-shared", "-fPIC", "-Wno-psabi"]
 
 
 class Strides4(Structure):
@@ -105,9 +105,7 @@ class AttentionDriver(Driver):
         self.check(self.forward_(str(query.dtype).removeprefix("torch.").encode(), p, seed))
         return rows
 
-    def backward(
-        self, grads, rows, query, key, attn_mask=None, key_range=None, diagonal=None, scale=1.0, seed=0
-    ):
+    def backward(self, grads, rows, query, key, attn_mask=None, key_range=None, diagonal=None, scale=1.0, seed=0):
         p = StatsBackward()
         self._input(p, query, key, attn_mask, key_range, diagonal, scale)
         for name, row in zip((*ROWS, *GRAD_ROWS), (*rows, *grads)):

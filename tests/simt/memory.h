@@ -74,7 +74,8 @@ class SharedMemory {
   static void check_read(Word& word, int index) {
     const Access present = now();
     if (word.write.thread == -1)
-      fail("thread ", present.thread, " of block ", machine.block, " reads uninitialised shared memory, byte ", 4 * index);
+      fail("thread ", present.thread, " of block ", machine.block, " reads uninitialised shared memory, byte ",
+           4 * index);
     if (unordered(word.write, present)) race("written and read", word.write, present, index);
     Access& read = word.read;
     if (read.thread == -1 || read.epoch != present.epoch) {

@@ -9,10 +9,18 @@ using namespace artent::simt;
 constexpr int kThreads = 64;
 using Row = SharedTile<float, 1, kThreads>;
 
-int self() { return int(threadIdx.x); }
-int lane() { return self() % kWarp; }
-int neighbour() { return (self() + 1) % kThreads; }
-int warp_neighbour() { return self() / kWarp * kWarp + (lane() + 1) % kWarp; }
+int self() {
+  return int(threadIdx.x);
+}
+int lane() {
+  return self() % kWarp;
+}
+int neighbour() {
+  return (self() + 1) % kThreads;
+}
+int warp_neighbour() {
+  return self() / kWarp * kWarp + (lane() + 1) % kWarp;
+}
 
 struct Kernel {
   const char* name;
@@ -41,14 +49,16 @@ const Kernel kKernels[] = {
        if (lane() < 16) ours = __shfl_sync(0x0000ffffu, x, 3);
        global_store(out + self(), up + 100 * swapped + 10000 * down + 1000000 * ours);
      }},
-    {"any", [](const float* in, float* out) {
+    {"any",
+     [](const float* in, float* out) {
        const int any = __syncthreads_or(global_load(in + self()) == 40.0f);
        const int none = __syncthreads_or(global_load(in + self()) == 400.0f);
        global_store(out + self(), float(any + 2 * none));
      }},
     {"missing barrier", [](const float* in, float* out) { pass_on(in, out, neighbour(), [] {}); }},
     {"missing barrier in a warp", [](const float* in, float* out) { pass_on(in, out, warp_neighbour(), [] {}); }},
-    {"warp barrier across warps", [](const float* in, float* out) { pass_on(in, out, neighbour(), [] { __syncwarp(); }); }},
+    {"warp barrier across warps",
+     [](const float* in, float* out) { pass_on(in, out, neighbour(), [] { __syncwarp(); }); }},
     {"shuffle as a barrier",
      [](const float* in, float* out) {
        pass_on(in, out, warp_neighbour(), [] { __shfl_sync(0xffffffffu, 0.0f, 0); });
@@ -91,12 +101,15 @@ const Kernel kKernels[] = {
      [](const float*, float*) {
        if (lane() != 9) __syncwarp();
      }},
-    {"reads a lane outside the mask", [](const float*, float*) {
+    {"reads a lane outside the mask",
+     [](const float*, float*) {
        if (lane() < 16) __shfl_sync(0x0000ffffu, 1.0f, 20);
      }},
-    {"reads past the end", [](const float* in, float* out) { global_store(out + self(), global_load(in + self() + 1)); }},
+    {"reads past the end",
+     [](const float* in, float* out) { global_store(out + self(), global_load(in + self() + 1)); }},
     {"writes past the end", [](const float*, float* out) { global_store(out + self() + 1, 1.0f); }},
-    {"reads before the start", [](const float* in, float* out) { global_store(out + self(), global_load(in + self() - 1)); }},
+    {"reads before the start",
+     [](const float* in, float* out) { global_store(out + self(), global_load(in + self() - 1)); }},
     {"writes its input", [](const float* in, float*) { global_store(const_cast<float*>(in) + self(), 1.0f); }},
     {"reads its output", [](const float*, float* out) { global_store(out + self(), global_load(out + self())); }},
     {"two owners", [](const float*, float* out) { global_store(out + self() / 2, 1.0f); }},
@@ -131,8 +144,7 @@ const Kernel kKernels[] = {
 extern "C" const char* planted(const char* name, const float* in, float* out, uint64_t seed) {
   return report([&] {
     for (const Kernel& kernel : kKernels)
-      if (kernel.name == std::string(name))
-        return launch(1, kThreads, Row::kBytes, seed, [&] { kernel.run(in, out); });
+      if (kernel.name == std::string(name)) return launch(1, kThreads, Row::kBytes, seed, [&] { kernel.run(in, out); });
     fail("no such kernel: ", name);
   });
 }

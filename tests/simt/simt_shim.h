@@ -27,7 +27,9 @@ using __nv_bfloat16 = HalfStandIn<artent::BFloat16>;
 
 // A call's own place in the source tells barriers apart.
 #define ARTENT_SIMT_SITE(what) \
-  artent::simt::Site { what, file, line }
+  artent::simt::Site {         \
+    what, file, line           \
+  }
 #define ARTENT_SIMT_HERE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
 inline void __syncthreads(ARTENT_SIMT_HERE) {
@@ -145,7 +147,10 @@ inline const char* report(const std::function<void()>& body) {
 }  // namespace artent::simt
 
 // Buffers of the next launch, named for messages.
-extern "C" __attribute__((used)) inline void simt_clear() { artent::simt::global_memory.clear(); }
-extern "C" __attribute__((used)) inline void simt_buffer(const char* name, const void* data, size_t bytes, bool output) {
+extern "C" __attribute__((used)) inline void simt_clear() {
+  artent::simt::global_memory.clear();
+}
+extern "C" __attribute__((used)) inline void simt_buffer(const char* name, const void* data, size_t bytes,
+                                                         bool output) {
   artent::simt::global_memory.add(name, data, bytes, output);
 }
