@@ -14,6 +14,7 @@ from artent.entropy import nats_per_unit
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 _NAMED = {**{f"m{i}": colour for i, colour in enumerate(COLOURS)}, "ink": "black", "null": "0.5", "other": "#8F3FA8"}
+_NAMED = {**{f"m{i}": colour for i, colour in enumerate(COLOURS)}, "ink": "black", "null": "0.5", "other": "#8F3FA8"}
 
 
 def profile(profile, ax=None, *, nulls=None, label=None):
@@ -73,3 +74,59 @@ def _mark_cut(ax, profile):
         box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
         middle = (cut, (top + bottom) / 2)
         ax.annotate(f"valley {top - bottom:.2f}", middle, xytext=(0, 0), ha="center", va="center", bbox=box, **small)
+
+
+def chart(spec, ax=None):
+    """Draw a chart of the study's report; ``spec`` is described in ``artent.study.figures``. Returns the axes."""
+    rows = spec.get("rows")
+    height = 4.0 if rows is None else 1.2 + 0.36 * len(rows)
+    ax = ax or plt.subplots(figsize=(6.4, height), layout="constrained")[1]
+    if spec["x"].get("kind") == "log":
+        ax.set_xscale("log")
+        ax.minorticks_off()
+    (_lines if rows is None else _dots)(ax, spec)
+    ax.set_xlabel(spec["x"]["title"])
+    if "ticks" in spec["x"]:
+        ax.set_xticks(spec["x"]["ticks"], [f"{tick:g}" for tick in spec["x"]["ticks"]])
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def save(ax, path):
+    """Write the figure that ``ax`` belongs to, and close it."""
+    ax.figure.savefig(path, dpi=150)
+    plt.close(ax.figure)
+
+
+def _lines(ax, spec):
+    for band in spec.get("bands", ()):
+        ax.fill_between(*zip(*band["points"]), color=_NAMED[band["color"]], alpha=0.15, linewidth=0)
+    for s in spec["series"]:
+        width, dash = s.get("width", 2), s.get("dash")
+        ax.plot(
+            *zip(*s["points"]),
+            label=s["name"] or None,
+            color=_NAMED[s["color"]],
+            linewidth=0.8 * width,
+            linestyle="none" if not width else (0, tuple(map(float, dash.split()))) if dash else "-",
+            alpha=0.3 if s.get("faint") else 1,
+            marker="o" if s.get("dots") else None,
+            markersize=3.5,
+        )
+    ax.set_ylabel(spec["y"]["title"])
+    ax.set_ylim(bottom=spec["y"].get("min"))
+    ax.legend(frameon=False, fontsize="small")
+
+
+def _dots(ax, spec):
+    for ref in spec.get("refs", ()):
+        ax.axvline(ref["x"], color="0.5", linestyle=":", linewidth=1)
+        ax.annotate(ref["label"], (ref["x"], 1), xycoords=("data", "axes fraction"), ha="center", va="bottom")
+    for at, row in enumerate(spec["rows"]):
+        colour, points = _NAMED[row["color"]], row.get("points", ())
+        ax.plot(points, [at] * len(points), "o", color=colour, alpha=0.3, markersize=3.5)
+        if "interval" in row:
+            ax.plot(row["interval"], [at, at], color=colour, alpha=0.6, linewidth=3)
+        ax.plot(row["value"], at, "o", color=colour, markersize=6)
+    ax.set_yticks(range(len(spec["rows"])), [row["name"] for row in spec["rows"]])
+    ax.set_ylim(len(spec["rows"]) - 0.5, -0.5)

@@ -1,7 +1,7 @@
 """The charts of a study as plain values, one description for the page and for PNG files.
 
 A description is what ``assets/charts.js`` and ``artent.plots.chart`` draw: lines over x, or dots in named rows.
-Colours are names: ``m0``, ``m1``, … for the methods in order, ``ink``, ``null``, ``accent``.
+Colours are names: ``m0``, ``m1``, … for the methods in order, ``ink``, ``null``, ``other``.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _growth(s):
     for dash, (name, values) in zip(DASHES, s.growth_nulls.items()):
         series.append(_line(name, "null", lengths, values, dash=dash, width=1.5))
     untrained = s.s_ext["untrained"].mean((1, 2, 3)).tolist()
-    series.append(_line("untrained model", "accent", lengths, untrained, dash="7 4"))
+    series.append(_line("untrained model", "other", lengths, untrained, dash="7 4"))
     for m in s.methods:
         mean = torch.stack([s.s_ext[(m.name, seed)] for seed in s.seeds(m.name)]).mean((0, 2, 3, 4))
         series.append(_line(m.label, _colour(s, m.name), lengths, mean.tolist(), dots=True))
@@ -70,6 +70,7 @@ def _growth(s):
         "y": {"title": "S_ext, nats, mean over heads", "min": 0},
         "series": series,
         "bands": [band],
+        "legend": True,
     }
 
 
@@ -79,8 +80,10 @@ def _exponents(s):
         return {"name": name, "color": color, "value": fit["c"], "interval": fit["interval"], "points": heads}
 
     rows = [row("base model", "ink", s.fits["base"])]
-    rows += [row(f"{s.labels[m]}, seed {seed}", _colour(s, m), s.fits[(m, seed)]) for m, seed in s.runs]
-    rows += [row("untrained model", "accent", s.fits["untrained"])]
+    rows += [
+        row(f"{s.labels[m]}, seed {seed}", _colour(s, m), s.fits[(m, seed)]) for m in s.labels for seed in s.seeds(m)
+    ]
+    rows += [row("untrained model", "other", s.fits["untrained"])]
     rows += [row(name, "null", s.fits[name]) for name in s.growth_nulls]
     reach = [x for r in rows for x in (*r["points"], *r["interval"])]
     return {
@@ -108,10 +111,11 @@ def _hair_attention(s):
 
 def _strip(s, values, y, x, label):
     series = []
-    for method, seed in s.runs:
+    for i, (method, seed) in enumerate(s.runs):
         points = values[(method, seed)]
         name = f"{s.labels[method]}, seed {seed}"
-        series.append(_line(name, _colour(s, method), range(1, len(points) + 1), points, width=0, dots=True))
+        style = {"width": 0, "dots": True, "shift": i - (len(s.runs) - 1) / 2}  # a pixel apart, none hides another
+        series.append(_line(name, _colour(s, method), range(1, len(points) + 1), points, **style))
     return {
         "type": "lines",
         "label": f"{label}, every run over the others: apart by colour means that methods tell.",
@@ -158,7 +162,13 @@ def _runs_over_steps(s, points, title, label, low=0):
         mean = [(at[0][0], fmean(value for _, value in at)) for at in zip(*runs)]
         series.append({"name": m.label, "color": color, "points": mean, "width": 2.25, "dots": True})
     y = {"title": title} if low is None else {"title": title, "min": low}
-    return {"type": "lines", "label": label, "x": {"title": "step"}, "y": y, "series": series}
+    return {
+        "type": "lines",
+        "label": label,
+        "x": {"title": "step", "ticks": [step for step, _ in mean]},
+        "y": y,
+        "series": series,
+    }
 
 
 def _ratios(s):
@@ -168,8 +178,8 @@ def _ratios(s):
     rows = [
         {"name": f"{name} ({len(r)} {units})", "color": color, "value": r.median().item(), "points": r.tolist()}
         for name, units, color, (r, *_) in (
-            ("updates", "modules", "m0", updates),
-            ("attention", "heads", "m1", attention),
+            ("updates", "modules", "ink", updates),
+            ("attention", "heads", "ink", attention),
         )
     ]
     reach = [p for row in rows for p in row["points"]]
@@ -195,11 +205,11 @@ def _distances(s):
     rows = []
     ratio = nohair.method_seed_ratio(s.head_runs())
     if ratio is not None:
-        rows += [("two seeds", "m1", ratio[2]), ("two methods", "m1", ratio[1])]
+        rows += [("two seeds", "ink", ratio[2]), ("two methods", "ink", ratio[1])]
     for m in s.methods:
         each = [nohair.rms_change(at_full[(m.name, seed)], at_full["base"]) for seed in s.seeds(m.name)]
         rows.append((f"{m.label} and base", _colour(s, m.name), torch.stack(each).mean(0)))
-    rows.append(("untrained and base", "accent", nohair.rms_change(at_full["untrained"], at_full["base"])))
+    rows.append(("untrained and base", "other", nohair.rms_change(at_full["untrained"], at_full["base"])))
     rows = [{"name": n, "color": c, "value": v.median().item(), "points": v.tolist()} for n, c, v in rows]
     return {
         "type": "dots",

@@ -27,7 +27,7 @@ def learning(losses):
     """``losses``: ``{label: (start, end, old_start, old_end)}``, held-out nats a byte on the new and the old text."""
     idle = [label for label, (start, end, *_) in losses.items() if end > start - 0.02]
     told = "; ".join(
-        f"{label} {start:.2f} → {end:.2f} (old text {old - before:+.2f})"
+        f"{label}: {start:.2f} → {end:.2f} (old text {old - before:+.2f})"
         for label, (start, end, before, old) in losses.items()
     )
     if idle:
@@ -55,8 +55,8 @@ def rank_bound(excesses):
 
 def valley(full, lora):
     """``full``: mean depth of full FT, or None; ``lora``: ``{label: (depth, null depth, null spread)}``; nats."""
-    told = "; ".join(f"{label} {depth:.2f} (random factors {null:.2f})" for label, (depth, null, _) in lora.items())
-    detail = f"Depth at the row|column cut, nats: {told}" + (f"; full FT {full:.2f}." if full is not None else ".")
+    told = "; ".join(f"{label}: {depth:.2f} (random factors {null:.2f})" for label, (depth, null, _) in lora.items())
+    detail = f"Depth at the row|column cut, nats: {told}" + (f"; full FT: {full:.2f}." if full is not None else ".")
     if all(depth <= SHALLOW for depth, *_ in lora.values()):
         return Finding("No entanglement valley in LoRA's updates", detail, OTHER)
     deeper = [label for label, (depth, null, spread) in lora.items() if depth > null + 2 * spread]
@@ -84,21 +84,25 @@ def rank_use(used):
     return Finding(claim, f"Effective rank exp S at the row|column cut. {told}.", OURS)
 
 
-def growth(exponent, interval, nulls):
-    """``exponent`` c of S_ext = c ln T + b for the base model, its 95 % interval, and ``nulls``: ``{label: c}``."""
-    low, high = interval
-    told = ", ".join(f"{label} {c:.2f}" for label, c in nulls.items())
-    detail = f"c = {exponent:.2f}, 95 % interval {low:.2f} to {high:.2f} over texts. Nulls: {told}."
-    near = min(nulls, key=lambda label: abs(nulls[label] - exponent)) if nulls else None
-    if near is not None and low <= nulls[near] <= high:
+def growth(fit, nulls):
+    """``fit``: the base model's fit record of S_ext = c ln T + b; ``nulls``: ``{label: c}``."""
+    c, (low, high) = fit["c"], fit["interval"]
+    told = ", ".join(f"{label}: {null:.2f}" for label, null in nulls.items())
+    detail = f"c = {c:.2f}, 95 % interval {low:.2f} to {high:.2f} over texts. Nulls: {told}."
+    near = min(nulls, key=lambda label: abs(nulls[label] - c))
+    if low <= nulls[near] <= high:
         detail += f" The interval holds the null “{near}”: the growth alone does not show what training added."
-    if low <= 0 <= high:
-        return Finding("Attention entanglement does not grow with length: an area law", detail, OTHER)
-    if low > 0 and high < 1:
-        return Finding("Attention entanglement grows as c·ln T with c between 0 and 1", detail, SAME)
-    if low <= 1 <= high:
-        return Finding("Attention entanglement grows like its maximum ln T: a volume law", detail, OTHER)
-    return Finding("Attention entanglement follows neither law", detail, OTHER)
+    claim, standing = {
+        "area law": ("Attention entanglement does not grow with length: an area law", OTHER),
+        "area law with a logarithmic correction": (
+            "Attention entanglement grows as c·ln T with c between 0 and 1",
+            SAME,
+        ),
+        "volume law": ("Attention entanglement grows like its maximum ln T: a volume law", OTHER),
+        "neither law": ("Attention entanglement follows neither law", OTHER),
+        "not enough texts": ("Too few texts to tell how attention entanglement grows", OPEN),
+    }[fit["verdict"]]
+    return Finding(claim, detail, standing)
 
 
 def no_hair(r_ext, r_int, judged):
@@ -122,7 +126,7 @@ def no_hair(r_ext, r_int, judged):
 
 def attention_drift(changes):
     """``changes``: ``{label: mean relative change of row entropies against the base}``."""
-    told = "; ".join(f"{label} {100 * change:.1f} %" for label, change in changes.items())
+    told = "; ".join(f"{label}: {100 * change:.1f} %" for label, change in changes.items())
     small = max(changes.values()) < 0.05
     claim = "Fine-tuning hardly moved attention's entropies" if small else "Fine-tuning moved attention's entropies"
     return Finding(claim, f"Mean relative change of a head's row entropy against the base: {told}.", OURS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import asdict
 
 import torch
 from tqdm import tqdm
@@ -10,7 +10,7 @@ from tqdm import tqdm
 import artent
 from artent import theory
 from artent.attention import spectral_entropy
-from artent.study.nulls import gaussian_attention, matching_spread, uniform_attention, window_attention
+from artent.study.nulls import gaussian_attention, matching_spread, window_attention
 
 __all__ = ["fit", "growth", "growth_nulls", "profile_nulls"]
 
@@ -33,17 +33,18 @@ def growth_nulls(measured, config):
     noise = torch.randn(config.null_draws, config.context, config.context, generator=generator, dtype=torch.float64)
     row_entropy = torch.tensor(measured["entropy"]).mean(1).flatten()  # (layers · heads,), the mean over texts
     spread = torch.tensor([matching_spread(noise[0], value) for value in row_entropy], dtype=torch.float64)
+    spread = spread[:, None, None]
     window = max(2, config.context // 16)
     rules = {
-        "uniform causal mask": lambda T: uniform_attention(T)[None],
-        f"local window of {window}": lambda T: window_attention(T, window)[None],
-        "Gaussian logits": lambda T: gaussian_attention(noise[:, None, :T, :T], spread[:, None, None]),
+        "uniform causal mask": lambda T: torch.tensor([theory.causal_uniform(T)]),
+        f"local window of {window}": lambda T: spectral_entropy(window_attention(T, window)[None]),
+        "Gaussian logits": lambda T: spectral_entropy(gaussian_attention(noise[:, None, :T, :T], spread)).mean(1),
     }
     records = []
-    for name, rule in rules.items():
-        values = torch.stack([spectral_entropy(rule(T)).reshape(len(rule(2)), -1).mean(1) for T in config.lengths], 1)
-        records += [{"kind": "growth-null", "model": name, "lengths": config.lengths, "s_ext": values.tolist()}]
-        records += [fit(name, config, values)]
+    for name, rule in tqdm(rules.items(), desc="attention nulls", unit="null", leave=False):
+        values = torch.stack([rule(T) for T in config.lengths], 1)  # (draws, lengths)
+        records.append({"kind": "growth-null", "model": name, "lengths": config.lengths, "s_ext": values})
+        records.append(fit(name, config, values))
     return records
 
 
@@ -53,16 +54,15 @@ def fit(name, config, per_text, per_head=None):
     ``per_text`` (texts, lengths) is what c and its interval come from; with ``per_head`` (lengths, layers, texts,
     heads) the record also holds every head's own c, ``head_c`` (layers, heads).
     """
-    law = theory.fit_growth(torch.tensor(config.lengths), per_text, seed=config.base_seed)
-    record = {"kind": "fit", "model": name, "c": law.c, "b": law.b}
-    record |= {"interval": law.interval, "r_squared": law.r_squared}
+    law = theory.fit_growth(config.lengths, per_text, seed=config.base_seed)
+    record = {"kind": "fit", "model": name, **asdict(law), "verdict": law.verdict}
     if per_head is not None:
-        log_T = torch.tensor(config.lengths, dtype=torch.float64).log()
-        centred = (log_T - log_T.mean()) / (log_T - log_T.mean()).square().sum()
-        record["head_c"] = torch.einsum("t,tlbh->lh", centred, per_head).tolist()  # least squares, mean over texts
+        layers = per_head.permute(1, 3, 2, 0)  # (layers, heads, texts, lengths)
+        record["head_c"] = [[theory.fit_growth(config.lengths, head).c for head in heads] for heads in layers]
     return record
 
 
+@torch.no_grad()
 def profile_nulls(model, base, config):
     """Beside every module's last profile: bound, theory line, Gaussian and Haar nulls, in nats a bond. Records."""
     updates = dict(artent.weight_updates(model, base, targets=config.targets))
@@ -75,24 +75,17 @@ def profile_nulls(model, base, config):
         if alike not in gaussian:  # it knows only the shapes
             gaussian[alike] = theory.gaussian_null(update, **options)
         haar = theory.haar_null(update, **options)
+        dense = profile.rank is None
+        line = theory.page_line(profile.dims) if dense else theory.lora_line(profile.dims, profile.cut, profile.rank)
         records.append(
             {
                 "kind": "profile-null",
                 "module": name,
                 "bound": theory.rank_bound(profile.dims, profile.cut, profile.rank),
-                "line": _random_line(profile),
+                "line": line,
                 "gaussian": gaussian[alike].mean,
                 "gaussian_spread": gaussian[alike].std,
                 "haar": haar.mean,
             }
         )
     return records
-
-
-def _random_line(profile):
-    """The theory line of a random update of the profile's kind: Page's for a dense one, the LoRA line for rank r."""
-    if profile.rank is not None:
-        return theory.lora_line(profile.dims, profile.cut, profile.rank)
-    total = math.prod(profile.dims)
-    sides = [math.prod(profile.dims[:l]) for l in profile.bonds]
-    return [float(theory.page(min(D, total // D), max(D, total // D))) for D in sides]

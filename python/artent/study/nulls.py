@@ -1,19 +1,14 @@
-"""What S_ext(T) would be without a trained model behind it: three causal attention matrices made by rule.
+"""What S_ext(T) would be without a trained model behind it: causal attention matrices made by rule.
 
-A measured growth law means something only beside these. (The fourth null, the model before training, is measured.)
+A measured growth law means something only beside such nulls. Of the four, the uniform mask is
+``artent.theory.causal_uniform``, and the model before training is measured.
 """
 
 from __future__ import annotations
 
 import torch
 
-__all__ = ["gaussian_attention", "matching_spread", "uniform_attention", "window_attention"]
-
-
-def uniform_attention(length, dtype=torch.float64):
-    """Every visible key alike: row i is 1/(i+1) up to the diagonal, ``(T, T)``."""
-    visible = torch.ones(length, length, dtype=dtype).tril()
-    return visible / visible.sum(-1, keepdim=True)
+__all__ = ["gaussian_attention", "matching_spread", "window_attention"]
 
 
 def window_attention(length, window, dtype=torch.float64):

@@ -76,7 +76,7 @@ def findings_of(s):
         told.append(findings.valley(s.mean_last(full.name, "valley_depth") if full else None, depths))
         told.append(findings.rank_use({m.label: (s.mean_last(m.name, "effective_rank"), m.rank) for m in lora}))
     nulls = {"untrained model": s.fits["untrained"]["c"], **{name: s.fits[name]["c"] for name in s.growth_nulls}}
-    told.append(findings.growth(s.fits["base"]["c"], s.fits["base"]["interval"], nulls))
+    told.append(findings.growth(s.fits["base"], nulls))
     attention, updates = nohair.method_seed_ratio(s.head_runs()), s.module_ratio()
     medians = [ratio and ratio[0].median().item() for ratio in (attention, updates)]
     told.append(findings.no_hair(*medians, nohair.verdict(min(len(s.seeds(m.name)) for m in s.methods))))
@@ -84,7 +84,7 @@ def findings_of(s):
     told.append(findings.learning({m.label: s.loss_change(m.name) for m in s.methods}))
     if lora:
         told.append(findings.rank_bound(s.bound_excesses()))
-    return told
+    return sorted(told, key=lambda found: found.standing != findings.FAULT)  # a stable sort: faults come first
 
 
 def _lead(s):
@@ -104,7 +104,7 @@ LEGEND = (
     ("rank bound", "ink", "none", 2),
     ("theory: LoRA line, Page's line", "null", "7 4", 2.5),
     ("random Gaussian factors, ± 2 standard deviations", "null", "none", 1.5),
-    ("Haar: same singular values, random vectors", "accent", "2 4", 3),
+    ("Haar: same singular values, random vectors", "other", "2 4", 3),
 )
 
 
@@ -112,8 +112,12 @@ def _finding(found):
     mark = " class='fault'" if found.standing == findings.FAULT else ""
     return (
         f"<li{mark}><span class='standing'>{html.escape(found.standing)}</span>"
-        f"<h3>{html.escape(found.claim)}</h3><p>{html.escape(found.detail)}</p></li>"
+        f"<h3>{_set(found.claim)}</h3><p>{_set(found.detail)}</p></li>"
     )
+
+
+def _set(text):
+    return html.escape(text).replace("S_ext", "S<sub>ext</sub>")
 
 
 def _key(name, color, dash, width):
@@ -163,3 +167,13 @@ def _png(s, charts, folder):
     folder.mkdir(exist_ok=True)
     for name, spec in charts.items():
         plots.save(plots.chart(spec), folder / f"{name}.png")
+    for m in s.methods:
+        run = (m.name, s.seeds(m.name)[0])
+        module = next(iter(s.profiles[run]))
+        null = s.nulls[run][module]
+        axes = plots.profile(
+            s.last(run, module),
+            nulls={"random Gaussian": null["gaussian"], "Haar": null["haar"]},
+            label=f"{m.label}, {figures.module_label(module)}",
+        )
+        plots.save(axes, folder / f"profile-{m.name}.png")

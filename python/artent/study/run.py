@@ -54,7 +54,7 @@ def setup_record(config, old, new, resumed):
         "config": config.to_dict(),
         "texts": texts,
         "versions": versions,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {platform.system()}",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch on {torch.get_num_threads()} threads",
         "time": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "resumed": resumed,
     }

@@ -44,6 +44,8 @@ class Summary:
         self.setup, self.resumed = setups[-1], sum(bool(r["resumed"]) for r in setups)
         self.config = StudyConfig.from_dict(self.setup["config"])
         self.runs = [(m.name, seed) for m, seed in self.config.runs if (m.name, seed) in self.seconds]
+        if not self.runs:
+            raise ValueError("records: no finished fine-tuning among them; let the study run on with --resume")
         self.methods = [m for m in self.config.methods if any(m.name == name for name, _ in self.runs)]
         self.labels = {m.name: m.label for m in self.methods}
 

@@ -5,9 +5,20 @@
 const svgNode = (tag, attributes, parent, text) => {
   const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
   for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-  if (text !== undefined) node.textContent = text;
+  if (text !== undefined) write(node, text);
   if (parent) parent.appendChild(node);
   return node;
+};
+
+// S_ext and W_Q with their subscripts set as such.
+const write = (node, text) => {
+  text.split(/(?<=[SW])_(ext|\w)(?!\w)/).forEach((part, i) => {
+    const span = document.createElementNS("http://www.w3.org/2000/svg", "tspan");
+    span.textContent = part;
+    if (i) span.setAttribute("dy", i % 2 ? "0.25em" : "-0.2em");
+    if (i % 2) span.setAttribute("font-size", "80%");
+    node.appendChild(span);
+  });
 };
 
 const paint = (name) => `var(--${name})`;
@@ -25,9 +36,10 @@ const scale = (kind, from, to, start, end) => {
   return (v) => start + ((f(v) - f(from)) / span) * (end - start);
 };
 
-const niceTicks = (low, high, count) => {
+const niceTicks = (low, high, count, whole = false) => {
   const raw = (high - low) / count || 1, power = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 2.5, 5, 10].map((m) => m * power).find((s) => s >= raw);
+  const fits = (s) => s >= raw && (!whole || Number.isInteger(s));
+  const step = [1, 2, 2.5, 5, 10].map((m) => m * power).find(fits) ?? 1;
   const ticks = [];
   for (let v = Math.ceil(low / step - 1e-9) * step; v <= high + step * 1e-9; v += step) ticks.push(+v.toPrecision(12));
   return ticks;
@@ -36,10 +48,10 @@ const niceTicks = (low, high, count) => {
 const linePath = (points, x, y) => points.map(([a, b], i) => `${i ? "L" : "M"}${x(a).toFixed(1)},${y(b).toFixed(1)}`).join("");
 
 // spec: {label, height?, x: {title, kind?, ticks?}, y: {title, min?, max?}, marks: [{x, label}],
-//        series: [{name, color, points: [[x, y]], dash?, width?, faint?, dots?}], bands: [{color, points: [[x, low, high]]}]}
+//        series: [{name, color, points: [[x, y]], dash?, width?, faint?, dots?, shift?}], bands: [{color, points: [[x, low, high]]}]}
 function drawLines(holder, spec) {
   const width = Math.max(260, holder.clientWidth), height = spec.height || 270;
-  const left = 46, right = 12, top = spec.marks?.length ? 22 : 12, bottom = 40;
+  const left = 40, right = 14, top = 28, bottom = 40;
   const series = spec.series.filter((s) => s.points.length), bands = spec.bands || [];
   const xs = series.flatMap((s) => s.points.map((p) => p[0]));
   const ys = [...series.flatMap((s) => s.points.map((p) => p[1])), ...bands.flatMap((b) => b.points.flatMap((p) => [p[1], p[2]]))];
@@ -51,19 +63,19 @@ function drawLines(holder, spec) {
   svgNode("title", {}, svg, spec.label);
   for (const tick of niceTicks(yLow, yHigh, 4)) {
     svgNode("line", { x1: left, x2: width - right, y1: y(tick), y2: y(tick), class: "grid" }, svg);
-    svgNode("text", { x: left - 7, y: y(tick) + 4, class: "tick end" }, svg, format(tick));
+    svgNode("text", { x: left - 7, y: y(tick) + 4, class: "tick end" }, svg, String(tick));
   }
   let lastTick = -Infinity;
-  for (const tick of spec.x.ticks || niceTicks(xLow, xHigh, width / 90)) {
+  for (const tick of spec.x.ticks || niceTicks(xLow, xHigh, width / 90, true)) {
     if (x(tick) - lastTick < 26) continue;
     lastTick = x(tick);
-    svgNode("text", { x: x(tick), y: height - bottom + 17, class: "tick middle" }, svg, format(tick));
+    svgNode("text", { x: x(tick), y: height - bottom + 17, class: "tick middle" }, svg, String(tick));
   }
   svgNode("text", { x: (left + width - right) / 2, y: height - 5, class: "axis middle" }, svg, spec.x.title);
-  svgNode("text", { transform: `translate(11 ${(top + height - bottom) / 2}) rotate(-90)`, class: "axis middle" }, svg, spec.y.title);
+  svgNode("text", { x: 0, y: 12, class: "axis" }, svg, spec.y.title);
   for (const mark of spec.marks || []) {
     svgNode("line", { x1: x(mark.x), x2: x(mark.x), y1: top, y2: height - bottom, class: "mark" }, svg);
-    svgNode("text", { x: x(mark.x), y: 13, class: "tick middle" }, svg, mark.label);
+    svgNode("text", { x: x(mark.x), y: 22, class: "tick middle" }, svg, mark.label);
   }
   for (const { points, color } of bands) {
     const back = [...points].reverse().map((p) => [p[0], p[1]]);
@@ -72,10 +84,24 @@ function drawLines(holder, spec) {
   for (const s of series) {
     const style = `stroke:${paint(s.color)};stroke-width:${s.width ?? 2};stroke-dasharray:${s.dash || "none"};opacity:${s.faint ? 0.28 : 1}`;
     svgNode("path", { d: linePath(s.points, x, y), class: "line", style }, svg);
-    if (s.dots) for (const [a, b] of s.points) svgNode("circle", { cx: x(a), cy: y(b), r: 3, style: `fill:${paint(s.color)}` }, svg);
+    if (s.dots) for (const [a, b] of s.points) svgNode("circle", { cx: x(a) + (s.shift || 0), cy: y(b), r: 3, style: `fill:${paint(s.color)}` }, svg);
   }
   holder.replaceChildren(svg);
+  if (spec.legend) holder.appendChild(legend(series));
   followPointer(holder, svg, spec, series.filter((s) => !s.faint), { x, top, floor: height - bottom, width, left, right });
+}
+
+function legend(series) {
+  const list = document.createElement("ul");
+  list.className = "legend";
+  for (const s of series.filter((each) => each.name)) {
+    const item = document.createElement("li"), key = svgNode("svg", { "aria-hidden": true }, item);
+    const style = `stroke:${paint(s.color)};stroke-width:${s.width ?? 2};stroke-dasharray:${s.dash || "none"}`;
+    svgNode("line", { x1: 0, x2: 26, y1: 4.5, y2: 4.5, style }, key);
+    item.append(s.name);
+    list.appendChild(item);
+  }
+  return list;
 }
 
 // A crosshair at the nearest x, by pointer or arrow keys, with every named series' value there.
@@ -130,7 +156,7 @@ function drawDots(holder, spec) {
   svgNode("title", {}, svg, spec.label);
   for (const tick of spec.x.ticks || niceTicks(spec.x.min, spec.x.max, 5)) {
     svgNode("line", { x1: x(tick), x2: x(tick), y1: top, y2: floor, class: "grid" }, svg);
-    svgNode("text", { x: x(tick), y: floor + 17, class: "tick middle" }, svg, format(tick));
+    svgNode("text", { x: x(tick), y: floor + 17, class: "tick middle" }, svg, String(tick));
   }
   for (const ref of spec.refs || []) {
     svgNode("line", { x1: x(ref.x), x2: x(ref.x), y1: top, y2: floor, class: "mark" }, svg);

@@ -25,9 +25,11 @@ function profileSpec(method, own, seen, cut, top) {
   const seeds = seen.at(-1).entropy.map((entropy, i) => ({
     name: `seed ${own.seeds[i]}`, color: method.color, width: i ? 1.5 : 2.5, points: on(entropy),
   }));
-  const lines = [{ name: nulls.line_name, color: "null", dash: "7 4", width: 1.5, points: on(nulls.line) }];
-  if (nulls.bound) lines.unshift({ name: "rank bound", color: "ink", width: 1, points: on(nulls.bound) });
-  if (seen.at(-1).haar) lines.push({ name: "Haar null", color: "accent", dash: "1 4", width: 2, points: on(seen.at(-1).haar) });
+  const lines = [
+    { name: "rank bound", color: "ink", width: 1, points: on(nulls.bound) },
+    { name: nulls.line_name, color: "null", dash: "7 4", width: 1.5, points: on(nulls.line) },
+  ];
+  if (seen.at(-1).haar) lines.push({ name: "Haar null", color: "other", dash: "2 4", width: 2.5, points: on(seen.at(-1).haar) });
   lines.push({ name: "Gaussian null", color: "null", width: 1, points: on(nulls.gaussian) });
   return {
     label: `Entanglement profile of ${module.value}, ${method.label}: entropy in nats at every bond, beside its nulls.`,
@@ -40,7 +42,7 @@ function profileSpec(method, own, seen, cut, top) {
 function drawProfiles() {
   const chosen = data.profiles[module.value], at = +step.value;
   stepTold.textContent = `step ${data.steps[at]}`;
-  const highs = Object.values(chosen.methods).flatMap((m) => [...m.nulls.line, ...m.steps.flatMap((s) => (s ? s.entropy.flat() : []))]);
+  const highs = Object.values(chosen.methods).flatMap((m) => [...m.nulls.bound, ...m.steps.flatMap((s) => (s ? s.entropy.flat() : []))]);
   for (const method of data.methods) {
     const panel = document.getElementById(`profile-${method.key}`), own = chosen.methods[method.key];
     const seen = own.steps.slice(0, at + 1).filter(Boolean), told = panel.querySelector(".big"), holder = panel.querySelector(".plot");
