@@ -18,8 +18,8 @@ def main(argv=None):
     except (ValueError, FileNotFoundError, FileExistsError) as error:
         print(f"artent {options.command}: {error}", file=sys.stderr)
         return 2
-    except ModuleNotFoundError as error:
-        print(f"artent {options.command}: {error.name} is missing: pip install 'artent[study]'", file=sys.stderr)
+    except ImportError as error:
+        print(f"artent {options.command}: {error}; pip install 'artent[study]' brings what it needs", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nstopped; what was measured is kept, and --resume goes on", file=sys.stderr)
@@ -33,10 +33,12 @@ def _parser():
     commands = parser.add_subparsers(dest="command", required=True)
 
     study = commands.add_parser("study", help="pretrain, fine-tune and measure a small model; minutes on a laptop")
-    study.add_argument("--config", default="quick", help="which study: quick (minutes) or smoke (seconds)")
+    study.add_argument("--config", default="quick", help="quick takes minutes, smoke seconds (%(default)s)")
     study.add_argument("--out", default="artent-study", help="folder of records, figures and report (%(default)s)")
     study.add_argument("--resume", action="store_true", help="go on with the study in --out")
-    study.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting")
+    study.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting of the configuration"
+    )
     study.set_defaults(run=_study)
 
     report = commands.add_parser("report", help="write report.html and figures from a study's records")

@@ -14,7 +14,6 @@ from artent.entropy import nats_per_unit
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 _NAMED = {**{f"m{i}": colour for i, colour in enumerate(COLOURS)}, "ink": "black", "null": "0.5", "other": "#8F3FA8"}
-_NAMED = {**{f"m{i}": colour for i, colour in enumerate(COLOURS)}, "ink": "black", "null": "0.5", "other": "#8F3FA8"}
 
 
 def profile(profile, ax=None, *, nulls=None, label=None):
