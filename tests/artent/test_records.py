@@ -112,9 +112,7 @@ def test_killed_while_writing(path):
         "i = 0\nwhile True: w.write({'i': i, 'x': [i] * 2000}); i += 1"
     )
     for _ in range(2):  # each run goes on in the file that the kill before it left
-        child = subprocess.Popen(
-            [sys.executable, "-c", code, str(path)], env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
+        child = subprocess.Popen([sys.executable, "-c", code, str(path)], env={**os.environ, "OMP_NUM_THREADS": "1"})
         before = len(read_records(path)) if path.exists() else 0
         deadline = time.monotonic() + 30
         while not path.exists() or path.stat().st_size < (before + 20) * 4000:
