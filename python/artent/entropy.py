@@ -42,7 +42,7 @@ def purity(p: Tensor) -> Tensor:
 
 
 def renyi(p: Tensor, alpha: float) -> Tensor:
-    """S_α = ln(Σ p^α) / (1 − α) of p (…, k); α = 1 is von Neumann, α = ∞ is −ln max p."""
+    """S_α = ln(Σ p^α) / (1 − α) of p (…, k), Σp = 1; α = 1 is von Neumann, α = ∞ is −ln max p."""
     return _renyi(p, torch.ones_like(p), check_alpha(alpha))
 
 
@@ -57,12 +57,14 @@ def certificate(
     """Deterministic bounds (lower, upper) in nats on S_α when only part of a spectrum is known (docs/math.md §3).
 
     ``p`` (…, k) are the squared singular values of QᵀA/‖A‖, descending, for an orthonormal Q of k columns; ``tail``
-    (…) is what they leave of the trace; ``dim`` the number of singular values of A. The bounds are the entropies of
-    (p₁ + tail, p₂, …) and of (p, tail/(dim − k) repeated dim − k times).
+    (…) is what they leave of the trace, and ``dim`` − k the number of probabilities it may be spread over: ``dim`` is
+    the smaller dimension of A (m, n) if Q lies in its range, k + min(m − k, n) if rounding may have led Q out of it.
+    The bounds are the entropies of (p₁ + tail, p₂, …) and of (p, tail/(dim − k) repeated dim − k times).
 
     Both are widened for arithmetic: ``rounding`` states the trace distance ½Σ|δ| within which the given p and tail
     are right (default 4·(machine epsilon of p's dtype)), and the bounds hold for every spectrum that close: the lower
     one moves that much probability from the smallest to the largest, the upper one from the largest to the smallest.
+    The float64 rounding of the entropies themselves is added to both.
     """
     alpha = check_alpha(alpha)
     k = p.shape[-1]
@@ -90,7 +92,9 @@ def certificate(
     floor = ((mass.flip(-1).cumsum(-1) + distance) / count.flip(-1).cumsum(-1)).amin(-1, keepdim=True)
     # A distance beyond the one to the uniform spectrum: uniform is the flattest there is.
     flat = torch.where(ceiling > floor, flat.minimum(ceiling).maximum(floor), 1.0 / dim)
-    return _renyi(steep, torch.ones_like(steep), alpha), _renyi(flat, count, alpha)
+    lower, upper = _renyi(steep, torch.ones_like(steep), alpha), _renyi(flat, count, alpha)
+    summation = 8 * torch.finfo(torch.float64).eps * (1 + log(dim))
+    return (lower - summation).clamp(min=0), upper + summation
 
 
 def _log(p: Tensor) -> Tensor:
@@ -105,8 +109,7 @@ def _renyi(p: Tensor, count: Tensor, alpha: float) -> Tensor:
     if alpha == inf:
         return -p.amax(-1).log()
     if abs(alpha - 1) < 0.5:
-        # ln Σp^α cancels against 1 − α near α = 1: Σ p^α = Σ p + Σ p (p^{α−1} − 1) keeps the small difference.
-        excess = (count * p).sum(-1) - 1 + (count * p * torch.expm1((alpha - 1) * _log(p))).sum(-1)
-        return excess.log1p() / (1 - alpha)
+        # ln Σp^α cancels against 1 − α near α = 1, so with Σp = 1: Σp^α = 1 + Σ p (p^{α−1} − 1).
+        return (count * p * torch.expm1((alpha - 1) * _log(p))).sum(-1).log1p() / (1 - alpha)
     powers = (alpha * _log(p) + count.log()).masked_fill(p <= 0, -inf)
     return powers.logsumexp(-1) / (1 - alpha)
