@@ -61,9 +61,12 @@ def test_a_valley_that_random_factors_share_is_called_the_ranks():
     assert "LoRA r = 4: deeper than the rank alone makes it" in deeper
 
 
-def test_growth_is_held_against_the_nearest_null():
-    assert "null “uniform causal mask”" in growth(0.1, 0.18, 0.3).detail
-    assert "The interval holds" not in growth(0.4, 0.5, 0.6).detail
+def test_growth_that_a_null_shares_is_no_trace_of_training():
+    shared, own = growth(0.18, 0.19, 0.2), growth(0.4, 0.5, 0.6)
+    assert "The null “uniform causal mask” grows alike" in shared.detail
+    assert shared.standing == "measured here"
+    assert "grows alike" not in own.detail
+    assert own.standing == "as in the paper"
 
 
 def test_numbers_are_told():
