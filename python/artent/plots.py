@@ -79,7 +79,7 @@ def chart(spec, ax=None):
     """Draw a chart of the study's report; ``spec`` is described in ``artent.study.figures``. Returns the axes."""
     rows = spec.get("rows")
     height = 4.0 if rows is None else 1.2 + 0.36 * len(rows)
-    ax = ax or plt.subplots(figsize=(6.4, height), layout="constrained")[1]
+    ax = ax or plt.subplots(figsize=(7.2, height), layout="constrained")[1]
     if spec["x"].get("kind") == "log":
         ax.set_xscale("log")
         ax.minorticks_off()
@@ -114,7 +114,7 @@ def _lines(ax, spec):
         )
     ax.set_ylabel(spec["y"]["title"])
     ax.set_ylim(bottom=spec["y"].get("min"))
-    ax.legend(frameon=False, fontsize="small")
+    ax.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _dots(ax, spec):
