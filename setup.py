@@ -73,13 +73,11 @@ def extensions():
     cpu.include_dirs += Pybind11Extension("_", []).include_dirs
     if not cuda:
         return [cpu]
-    nvcc = ["-O3", "-DUSE_CUDA", "--expt-relaxed-constexpr", "-cudart=static", *ARCHITECTURES]
-    gpu = extension(
-        cpp_extension.CUDAExtension,
-        "artent_ext._C_cuda",
-        sources("*.cu"),
-        {"cxx": ["-O3", "-DUSE_CUDA"], "nvcc": nvcc},
-    )
+    nvcc = ["-O3", "-DUSE_CUDA", "--expt-relaxed-constexpr", *ARCHITECTURES]
+    flags = {"cxx": ["-O3", "-DUSE_CUDA"], "nvcc": nvcc}
+    gpu = extension(cpp_extension.CUDAExtension, "artent_ext._C_cuda", sources("*.cu"), flags)
+    # torch_cuda holds the current stream; cudart is static, so that no second CUDA runtime has to be found.
+    gpu.libraries = ["torch_cpu", "torch_cuda", "cudart_static", "rt", "dl", "pthread"]
     return [cpu, gpu]
 
 

@@ -29,6 +29,18 @@ struct Visibility {
   Strides4 mask_strides;  // (B, H, Tq, Tk)
 };
 
+// The type that sums: float, or double for double input.
+template <class Element>
+struct AccumulatorOf {
+  using type = float;
+};
+template <>
+struct AccumulatorOf<double> {
+  using type = double;
+};
+template <class Element>
+using Accumulator = typename AccumulatorOf<Element>::type;
+
 // Strides: query (B,H,Tq,D), key (B,Hk,Tk,D). Row vectors (B,H,Tq) are contiguous.
 struct StatsForward {
   StatsShape shape;

@@ -63,9 +63,17 @@ inline Visibility visibility_of(const StatsShape& s, ScalarType accumulator, con
   return v;
 }
 
-inline Tensor new_rows(const Tensor& query, ScalarType dtype) {
-  const std::array<int64_t, 3> size{query.size(0), query.size(1), query.size(2)};
-  return torch::stable::new_empty(query, {size.data(), size.size()}, dtype);
+// What forward and backward share.
+template <class Params>
+void fill_inputs(Params& p, const Tensor& query, const Tensor& key, const std::optional<Tensor>& attn_mask,
+                 const std::optional<Tensor>& key_range, std::optional<int64_t> diagonal, double scale) {
+  p.shape = shape_of(query, key);
+  p.visibility = visibility_of(p.shape, accumulator_of(query), attn_mask, key_range, diagonal);
+  p.scale = scale;
+  p.query = query.const_data_ptr();
+  p.query_strides = strides_of(query);
+  p.key = key.const_data_ptr();
+  p.key_strides = strides_of(key);
 }
 
 inline Tensor new_like(const Tensor& t) {
@@ -73,15 +81,64 @@ inline Tensor new_like(const Tensor& t) {
   return torch::stable::new_empty(t, {size.data(), size.size()});
 }
 
-// A row vector (B,H,Tq) of the accumulator's dtype, contiguous; null where absent. `keep` owns the copy.
-inline const void* rows_pointer(const std::optional<Tensor>& t, const StatsShape& s, ScalarType dtype, Tensor& keep,
-                                const char* name) {
-  if (!t.has_value()) return nullptr;
-  STD_TORCH_CHECK(t->dim() == 3 && t->size(0) == s.batch && t->size(1) == s.heads && t->size(2) == s.queries, name,
-                  " must be (B, H, T_q)");
-  STD_TORCH_CHECK(t->scalar_type() == dtype, name, " must have the accumulator's dtype");
-  keep = torch::stable::contiguous(*t);
-  return keep.const_data_ptr();
-}
+// A forward call: the kernel's parameters and the tensors that they point into.
+struct ForwardCall {
+  StatsForward p{};
+  Tensor lse, entropy, purity;
+
+  ForwardCall(const Tensor& query, const Tensor& key, const std::optional<Tensor>& attn_mask,
+              const std::optional<Tensor>& key_range, std::optional<int64_t> diagonal, double scale)
+      : lse(new_rows(query)), entropy(new_rows(query)), purity(new_rows(query)) {
+    fill_inputs(p, query, key, attn_mask, key_range, diagonal, scale);
+    p.lse = lse.mutable_data_ptr();
+    p.entropy = entropy.mutable_data_ptr();
+    p.purity = purity.mutable_data_ptr();
+  }
+
+ private:
+  static Tensor new_rows(const Tensor& query) {
+    STD_TORCH_CHECK(query.dim() == 4, "query must be 4-d, got ", query.dim(), "-d");
+    const std::array<int64_t, 3> size{query.size(0), query.size(1), query.size(2)};
+    return torch::stable::new_empty(query, {size.data(), size.size()}, accumulator_of(query));
+  }
+};
+
+// A backward call, likewise; it owns contiguous copies of row vectors that were not contiguous.
+struct BackwardCall {
+  StatsBackward p{};
+  Tensor grad_query, grad_key;
+
+  BackwardCall(const std::optional<Tensor>& grad_lse, const std::optional<Tensor>& grad_entropy,
+               const std::optional<Tensor>& grad_purity, const Tensor& query, const Tensor& key, const Tensor& lse,
+               const Tensor& entropy, const Tensor& purity, const std::optional<Tensor>& attn_mask,
+               const std::optional<Tensor>& key_range, std::optional<int64_t> diagonal, double scale) {
+    fill_inputs(p, query, key, attn_mask, key_range, diagonal, scale);
+    const ScalarType dtype = accumulator_of(query);
+    p.lse = rows(0, lse, dtype, "lse");
+    p.entropy = rows(1, entropy, dtype, "entropy");
+    p.purity = rows(2, purity, dtype, "purity");
+    p.grad_lse = rows(3, grad_lse, dtype, "grad_lse");
+    p.grad_entropy = rows(4, grad_entropy, dtype, "grad_entropy");
+    p.grad_purity = rows(5, grad_purity, dtype, "grad_purity");
+    grad_query = new_like(query);
+    grad_key = new_like(key);
+    p.grad_query = grad_query.mutable_data_ptr();
+    p.grad_key = grad_key.mutable_data_ptr();
+  }
+
+ private:
+  std::array<Tensor, 6> kept_;
+
+  // A row vector (B,H,Tq), contiguous; null where absent.
+  const void* rows(size_t slot, const std::optional<Tensor>& t, ScalarType dtype, const char* name) {
+    if (!t.has_value()) return nullptr;
+    const StatsShape& s = p.shape;
+    STD_TORCH_CHECK(t->dim() == 3 && t->size(0) == s.batch && t->size(1) == s.heads && t->size(2) == s.queries, name,
+                    " must be (B, H, T_q)");
+    STD_TORCH_CHECK(t->scalar_type() == dtype, name, " must have the accumulator's dtype");
+    kept_[slot] = torch::stable::contiguous(*t);
+    return kept_[slot].const_data_ptr();
+  }
+};
 
 }  // namespace artent::attention

@@ -53,28 +53,15 @@ void dispatch(ScalarType type, const F& f) {
 std::tuple<Tensor, Tensor, Tensor> attention_stats(Tensor query, Tensor key, std::optional<Tensor> attn_mask,
                                                    std::optional<Tensor> key_range, std::optional<int64_t> diagonal,
                                                    double scale) {
-  const ScalarType accumulator = accumulator_of(query);
-  StatsForward p{};
-  p.shape = shape_of(query, key);
-  p.visibility = visibility_of(p.shape, accumulator, attn_mask, key_range, diagonal);
-  p.scale = scale;
-  p.query = query.const_data_ptr();
-  p.query_strides = strides_of(query);
-  p.key = key.const_data_ptr();
-  p.key_strides = strides_of(key);
-  Tensor lse = new_rows(query, accumulator), entropy = new_rows(query, accumulator),
-         purity = new_rows(query, accumulator);
-  p.lse = lse.mutable_data_ptr();
-  p.entropy = entropy.mutable_data_ptr();
-  p.purity = purity.mutable_data_ptr();
+  const ForwardCall call(query, key, attn_mask, key_range, diagonal, scale);
   dispatch(query.scalar_type(), [&](auto type) {
     using T = decltype(type);
-    for_each_block<T>(p.shape.batch, p.shape.heads, blocks(p.shape.queries, kQueryTile),
+    for_each_block<T>(call.p.shape.batch, call.p.shape.heads, blocks(call.p.shape.queries, kQueryTile),
                       [&](int64_t b, int64_t h, int64_t block, Workspace<T>& w) {
-                        forward_block<T>(p, b, h, block * kQueryTile, w);
+                        forward_block<T>(call.p, b, h, block * kQueryTile, w);
                       });
   });
-  return {lse, entropy, purity};
+  return {call.lse, call.entropy, call.purity};
 }
 
 std::tuple<Tensor, Tensor> attention_stats_backward(std::optional<Tensor> grad_lse, std::optional<Tensor> grad_entropy,
@@ -82,37 +69,20 @@ std::tuple<Tensor, Tensor> attention_stats_backward(std::optional<Tensor> grad_l
                                                     Tensor lse, Tensor entropy, Tensor purity,
                                                     std::optional<Tensor> attn_mask, std::optional<Tensor> key_range,
                                                     std::optional<int64_t> diagonal, double scale) {
-  const ScalarType accumulator = accumulator_of(query);
-  StatsBackward p{};
-  p.shape = shape_of(query, key);
-  p.visibility = visibility_of(p.shape, accumulator, attn_mask, key_range, diagonal);
-  p.scale = scale;
-  p.query = query.const_data_ptr();
-  p.query_strides = strides_of(query);
-  p.key = key.const_data_ptr();
-  p.key_strides = strides_of(key);
-  Tensor keep[6];
-  p.lse = rows_pointer(lse, p.shape, accumulator, keep[0], "lse");
-  p.entropy = rows_pointer(entropy, p.shape, accumulator, keep[1], "entropy");
-  p.purity = rows_pointer(purity, p.shape, accumulator, keep[2], "purity");
-  p.grad_lse = rows_pointer(grad_lse, p.shape, accumulator, keep[3], "grad_lse");
-  p.grad_entropy = rows_pointer(grad_entropy, p.shape, accumulator, keep[4], "grad_entropy");
-  p.grad_purity = rows_pointer(grad_purity, p.shape, accumulator, keep[5], "grad_purity");
-  Tensor grad_query = new_like(query), grad_key = new_like(key);
-  p.grad_query = grad_query.mutable_data_ptr();
-  p.grad_key = grad_key.mutable_data_ptr();
+  const BackwardCall call(grad_lse, grad_entropy, grad_purity, query, key, lse, entropy, purity, attn_mask, key_range,
+                          diagonal, scale);
   dispatch(query.scalar_type(), [&](auto type) {
     using T = decltype(type);
-    for_each_block<T>(p.shape.batch, p.shape.heads, blocks(p.shape.queries, kQueryTile),
+    for_each_block<T>(call.p.shape.batch, call.p.shape.heads, blocks(call.p.shape.queries, kQueryTile),
                       [&](int64_t b, int64_t h, int64_t block, Workspace<T>& w) {
-                        backward_query_block<T>(p, b, h, block * kQueryTile, w);
+                        backward_query_block<T>(call.p, b, h, block * kQueryTile, w);
                       });
-    for_each_block<T>(p.shape.batch, p.shape.key_heads, blocks(p.shape.keys, kKeyBlock),
+    for_each_block<T>(call.p.shape.batch, call.p.shape.key_heads, blocks(call.p.shape.keys, kKeyBlock),
                       [&](int64_t b, int64_t hk, int64_t block, Workspace<T>& w) {
-                        backward_key_block<T>(p, b, hk, block * kKeyBlock, w);
+                        backward_key_block<T>(call.p, b, hk, block * kKeyBlock, w);
                       });
   });
-  return {grad_query, grad_key};
+  return {call.grad_query, call.grad_key};
 }
 
 }  // namespace

@@ -17,17 +17,6 @@
 
 namespace artent::attention {
 
-template <typename T>
-struct AccumulatorOf {
-  using type = float;
-};
-template <>
-struct AccumulatorOf<double> {
-  using type = double;
-};
-template <typename T>
-using Accumulator = typename AccumulatorOf<T>::type;
-
 // Keys [start, end) that a query may see by position; masks can hide more.
 struct KeyInterval {
   int64_t start, end;

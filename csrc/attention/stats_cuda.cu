@@ -30,27 +30,14 @@ std::tuple<Tensor, Tensor, Tensor> attention_stats_cuda(Tensor query, Tensor key
                                                         std::optional<Tensor> key_range,
                                                         std::optional<int64_t> diagonal, double scale) {
   const torch::stable::accelerator::DeviceGuard guard(query.get_device());
-  const ScalarType accumulator = accumulator_of(query);
-  StatsForward p{};
-  p.shape = shape_of(query, key);
-  p.visibility = visibility_of(p.shape, accumulator, attn_mask, key_range, diagonal);
-  p.scale = scale;
-  p.query = query.const_data_ptr();
-  p.query_strides = strides_of(query);
-  p.key = key.const_data_ptr();
-  p.key_strides = strides_of(key);
-  Tensor lse = new_rows(query, accumulator), entropy = new_rows(query, accumulator),
-         purity = new_rows(query, accumulator);
-  p.lse = lse.mutable_data_ptr();
-  p.entropy = entropy.mutable_data_ptr();
-  p.purity = purity.mutable_data_ptr();
+  const ForwardCall call(query, key, attn_mask, key_range, diagonal, scale);
   dispatch_cuda(query.scalar_type(), [&](auto element) {
     using Element = decltype(element);
-    const Launch launch = forward_launch<Element>(p.shape);
-    launch_cuda(stats_forward_kernel<Element>, launch.blocks, launch.threads, launch.shared_bytes, p,
+    const Launch launch = forward_launch<Element>(call.p.shape);
+    launch_cuda(stats_forward_kernel<Element>, launch.blocks, launch.threads, launch.shared_bytes, call.p,
                 query.get_device(), "attention_stats");
   });
-  return {lse, entropy, purity};
+  return {call.lse, call.entropy, call.purity};
 }
 
 std::tuple<Tensor, Tensor> attention_stats_backward_cuda(
@@ -58,35 +45,18 @@ std::tuple<Tensor, Tensor> attention_stats_backward_cuda(
     Tensor key, Tensor lse, Tensor entropy, Tensor purity, std::optional<Tensor> attn_mask,
     std::optional<Tensor> key_range, std::optional<int64_t> diagonal, double scale) {
   const torch::stable::accelerator::DeviceGuard guard(query.get_device());
-  const ScalarType accumulator = accumulator_of(query);
-  StatsBackward p{};
-  p.shape = shape_of(query, key);
-  p.visibility = visibility_of(p.shape, accumulator, attn_mask, key_range, diagonal);
-  p.scale = scale;
-  p.query = query.const_data_ptr();
-  p.query_strides = strides_of(query);
-  p.key = key.const_data_ptr();
-  p.key_strides = strides_of(key);
-  Tensor keep[6];
-  p.lse = rows_pointer(lse, p.shape, accumulator, keep[0], "lse");
-  p.entropy = rows_pointer(entropy, p.shape, accumulator, keep[1], "entropy");
-  p.purity = rows_pointer(purity, p.shape, accumulator, keep[2], "purity");
-  p.grad_lse = rows_pointer(grad_lse, p.shape, accumulator, keep[3], "grad_lse");
-  p.grad_entropy = rows_pointer(grad_entropy, p.shape, accumulator, keep[4], "grad_entropy");
-  p.grad_purity = rows_pointer(grad_purity, p.shape, accumulator, keep[5], "grad_purity");
-  Tensor grad_query = new_like(query), grad_key = new_like(key);
-  p.grad_query = grad_query.mutable_data_ptr();
-  p.grad_key = grad_key.mutable_data_ptr();
+  const BackwardCall call(grad_lse, grad_entropy, grad_purity, query, key, lse, entropy, purity, attn_mask, key_range,
+                          diagonal, scale);
   dispatch_cuda(query.scalar_type(), [&](auto element) {
     using Element = decltype(element);
     const auto run = [&](auto kernel, const Launch& launch) {
-      launch_cuda(kernel, launch.blocks, launch.threads, launch.shared_bytes, p, query.get_device(),
+      launch_cuda(kernel, launch.blocks, launch.threads, launch.shared_bytes, call.p, query.get_device(),
                   "attention_stats_backward");
     };
-    run(stats_backward_kernel<Element, false>, backward_launch<Element, false>(p.shape));
-    run(stats_backward_kernel<Element, true>, backward_launch<Element, true>(p.shape));
+    run(stats_backward_kernel<Element, false>, backward_launch<Element, false>(call.p.shape));
+    run(stats_backward_kernel<Element, true>, backward_launch<Element, true>(call.p.shape));
   });
-  return {grad_query, grad_key};
+  return {call.grad_query, call.grad_key};
 }
 
 }  // namespace

@@ -26,18 +26,6 @@ using Square = simt::SharedTile<Real, kTile, kPitch>;
 template <class Real>
 using MicroTile = Real[kThreadRows][kThreadCols];
 
-// The type that sums: float, or double for double input.
-template <class Element>
-struct AccumulatorOf {
-  using type = float;
-};
-template <>
-struct AccumulatorOf<double> {
-  using type = double;
-};
-template <class Element>
-using Accumulator = typename AccumulatorOf<Element>::type;
-
 __host__ __device__ constexpr int64_t tiles(int64_t rows) {
   return (rows + kTile - 1) / kTile;
 }
