@@ -108,13 +108,12 @@ def _side(X: Tensor, D: int, sites: tuple[int, ...], on_left: bool) -> list[Tens
 def _ladder(X: Tensor, D: int, sites: tuple[int, ...], on_left: bool) -> list[Tensor]:
     M = X.view(len(X), D, -1)
     G = M @ M.mT if on_left else M.mT @ M
-    trace = X.double().square().sum(1, keepdim=True)
     spectra = []
     # The site next to the bond is the least significant digit on the left side, the most significant on the right.
     for d in [*reversed(sites[1:]), None] if on_left else [*sites[:-1], None]:
         size = G.shape[-1]
         eigenvalues = torch.linalg.eigvalsh(G.double() if size <= _DOUBLE_SIZE else G)
-        spectra.append(eigenvalues.flip(-1).double().clamp(min=0) / trace)
+        spectra.append(_normalised(eigenvalues.flip(-1).double().clamp(min=0)))
         if d is not None:
             kept = size // d
             if on_left:
@@ -133,5 +132,9 @@ def _trustworthy(p: Tensor) -> bool:
 
 def _by_singular_values(X: Tensor, D: int) -> Tensor:
     M = X.view(len(X), D, -1)
-    p = torch.linalg.svdvals(M).square()
-    return p / X.square().sum(1, keepdim=True)
+    return _normalised(torch.linalg.svdvals(M).square())
+
+
+def _normalised(weights: Tensor) -> Tensor:
+    """By their own sum rather than the trace, from which it differs by rounding: no entropy then exceeds its bound."""
+    return weights / weights.sum(-1, keepdim=True)
