@@ -40,7 +40,11 @@ def halves(B: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
     bonds up to the row|column cut have the spectrum of C. Mirrored for D and the bonds from the cut on.
     """
     B, A = _scaled(B.double()), _scaled(A.double())
-    return B @ (A @ _span(A.mT)), (_span(B).mT @ B) @ A
+    C, D = B @ (A @ _span(A.mT)), (_span(B).mT @ B) @ A
+    for half in (C, D):
+        if half.requires_grad:
+            half.register_hook(_first_derivative_only)
+    return C, D
 
 
 def vanish(C: Tensor, D: Tensor, rank: int) -> Tensor:
@@ -79,6 +83,14 @@ def _span(X: Tensor) -> Tensor:
     alone, and QR's own derivative, which does not exist for dependent columns, is not needed.
     """
     return torch.linalg.qr(X.detach()).Q
+
+
+def _first_derivative_only(gradient: Tensor) -> None:
+    if torch.is_grad_enabled():
+        raise NotImplementedError(
+            "profiles of factored updates have first derivatives only (create_graph=True was asked for):"
+            " profile update.dense() for a second"
+        )
 
 
 def _probabilities(X: Tensor, dims: tuple[int, ...], singular: bool) -> list[Tensor]:
