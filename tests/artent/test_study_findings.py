@@ -61,7 +61,7 @@ def test_a_valley_that_random_factors_share_is_called_the_ranks():
     assert "LoRA r = 4: deeper than the rank alone makes it" in deeper
 
 
-def test_growth_that_a_null_shares_is_no_trace_of_training():
+def test_growth_that_a_null_shares_is_not_called_the_papers():
     shared, own = growth(0.18, 0.19, 0.2), growth(0.4, 0.5, 0.6)
     assert "The null “uniform causal mask” grows alike" in shared.detail
     assert shared.standing == "measured here"

@@ -102,7 +102,7 @@ def growth(fit, nulls):
     }[fit["verdict"]]
     near = min(nulls, key=lambda label: abs(nulls[label] - c))
     if low <= nulls[near] <= high or abs(nulls[near] - c) < ALIKE:
-        detail += f" The null “{near}” grows alike, so this growth is no trace of training."
+        detail += f" The null “{near}” grows alike, so c alone does not tell learned attention from it."
         standing = OURS if standing == SAME else standing
     return Finding(claim, detail, standing)
 
