@@ -1,4 +1,4 @@
-"""Row entropy of causal attention on the CPU: our op beside what people do today. The answer is checked before the time.
+"""Row entropy of causal attention on the CPU: our op beside what people do today, answers checked first.
 
     python -m pytest benchmarks/bench_attention.py --benchmark-group-by=group --benchmark-columns=median,iqr,rounds
 
