@@ -35,17 +35,17 @@ class StudyConfig:
     mlp_width: int = 512
     context: int = 256
     batch: int = 4
-    pretrain_steps: int = 240
+    pretrain_steps: int = 220
     pretrain_lr: float = 3e-3
-    tune_steps: int = 60
+    tune_steps: int = 48
     measure_every: int = 12
     methods: tuple[Method, ...] = (Method(None, 1e-3), Method(4, 1e-2), Method(16, 1e-2))
     targets: tuple[str, ...] = ("q_proj", "v_proj")
     seeds: tuple[int, ...] = (0, 1)
     held_out: float = 0.05
-    loss_texts: int = 24
+    loss_texts: int = 16
     probe_texts: int = 8
-    lengths: tuple[int, ...] = (16, 24, 32, 48, 64, 96, 128, 192, 256)
+    lengths: tuple[int, ...] = (16, 24, 32, 48, 64, 96, 128, 256)
     null_draws: int = 4
     base_seed: int = 0
 

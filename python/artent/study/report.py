@@ -130,7 +130,7 @@ def _profile_panel(method):
     swatch = f"<span class='swatch' style='background:var(--{method['color']})'></span>"
     return (
         f"<figure id='profile-{method['key']}'><h3>{swatch}{html.escape(method['label'])}</h3>"
-        "<div class='big' aria-live='polite'></div><div class='plot'></div></figure>"
+        "<div class='big' aria-live='polite'></div><div class='valley note'></div><div class='plot'></div></figure>"
     )
 
 

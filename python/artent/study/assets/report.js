@@ -28,9 +28,9 @@ function profileSpec(method, own, seen, cut, top) {
   const lines = [
     { name: "rank bound", color: "ink", width: 1, points: on(nulls.bound) },
     { name: nulls.line_name, color: "null", dash: "7 4", width: 1.5, points: on(nulls.line) },
+    { name: "Gaussian null", color: "null", width: 1, points: on(nulls.gaussian) },
   ];
-  if (seen.at(-1).haar) lines.push({ name: "Haar null", color: "other", dash: "2 4", width: 2.5, points: on(seen.at(-1).haar) });
-  lines.push({ name: "Gaussian null", color: "null", width: 1, points: on(nulls.gaussian) });
+  if (seen.at(-1).haar) seeds.push({ name: "Haar null", color: "other", dash: "2 4", width: 2, points: on(seen.at(-1).haar) });
   return {
     label: `Entanglement profile of ${module.value}, ${method.label}: entropy in nats at every bond, beside its nulls.`,
     height: 280, x: { title: "bond l", short: "bond" }, y: { title: "S(l), nats", min: 0, max: top },
@@ -48,16 +48,17 @@ function drawProfiles() {
     const seen = own.steps.slice(0, at + 1).filter(Boolean), told = panel.querySelector(".big"), holder = panel.querySelector(".plot");
     if (!seen.length) {
       told.innerHTML = "<small>no update yet at this step</small>";
+      panel.querySelector(".valley").textContent = "";
+      holder.spec = null;
       holder.replaceChildren();
       continue;
     }
     const last = seen.at(-1);
-    told.innerHTML = `${last.effective.toFixed(1)} <small>of ${own.rank} used, valley ${last.depth.toFixed(2)} nats (random ${own.nulls.depth.toFixed(2)})</small>`;
+    told.innerHTML = `${last.effective.toFixed(1)} <small>of ${own.rank} used</small>`;
+    panel.querySelector(".valley").textContent = `valley ${last.depth.toFixed(2)} nats, random factors ${own.nulls.depth.toFixed(2)}`;
     place(holder, profileSpec(method, own, seen, chosen.cut, 1.06 * Math.max(...highs)));
   }
 }
 
-if (module) {
-  for (const control of [module, step]) control.addEventListener("input", drawProfiles);
-  drawProfiles();
-}
+for (const control of [module, step]) control.addEventListener("input", drawProfiles);
+drawProfiles();
