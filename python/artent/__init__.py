@@ -22,7 +22,19 @@ _EXPORTS = {
     "profile_model": "artent.checkpoints",
     "weight_updates": "artent.checkpoints",
 }
-_MODULES = ("attention", "checkpoints", "entropy", "plots", "profile", "schmidt", "sites", "study", "theory", "training", "updates")
+_MODULES = (
+    "attention",
+    "checkpoints",
+    "entropy",
+    "plots",
+    "profile",
+    "schmidt",
+    "sites",
+    "study",
+    "theory",
+    "training",
+    "updates",
+)
 
 __all__ = [*_EXPORTS, "__version__", "plots", "theory"]
 

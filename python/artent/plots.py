@@ -7,8 +7,8 @@ try:
 except ImportError as error:
     raise ImportError("figures need matplotlib: pip install artent[plots]") from error
 
-from artent import theory
 from artent.entropy import nats_per_unit
+from artent.theory.lines import rank_bound
 
 # Okabe and Ito's palette, told apart under every common colour blindness; black is kept for bounds.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -34,7 +34,7 @@ def profile(profile, ax=None, *, nulls=None, label=None):
     ax.plot(bonds, S, color=COLOURS[0], marker="o", markersize=4, linewidth=2, zorder=3, label=label or "profile")
     if profile.method != "exact":
         ax.fill_between(bonds, profile.lower.detach().cpu(), profile.upper.detach().cpu(), color=COLOURS[0], alpha=0.2)
-    bound = theory.rank_bound(profile.dims, profile.cut, profile.rank)
+    bound = rank_bound(profile.dims, profile.cut, profile.rank)
     ax.plot(
         bonds,
         [nats / nats_per_unit(profile.log_base) for nats in bound],

@@ -4,6 +4,7 @@ import artent
 import pytest
 import torch
 from artent import theory
+from artent.theory.nulls import haar_frame
 
 
 @pytest.mark.parametrize(("a", "b"), [(1, 7), (2, 2), (3, 5), (16, 64), (8, 2)])
@@ -75,7 +76,7 @@ def test_nulls(factored):
 def test_haar_frames_are_haar():
     """The mean of an element over Haar frames is zero (without the sign of R it is not) and of its square 1/size."""
     generator = torch.Generator().manual_seed(0)
-    frames = torch.stack([theory._haar_frame(4, 2, generator, torch.float64) for _ in range(4000)])
+    frames = torch.stack([haar_frame(4, 2, generator, torch.float64) for _ in range(4000)])
     torch.testing.assert_close(frames.mT @ frames, torch.eye(2, dtype=torch.float64).expand(4000, 2, 2))
     assert frames.mean(0).abs().max() < 0.04
     assert (frames.square().mean(0) - 0.25).abs().max() < 0.02

@@ -1,0 +1,108 @@
+"""How an entropy grows: S = c·ln T + b over lengths, and three laws over the bonds of a chain (docs/math.md §5)."""
+
+from dataclasses import dataclass
+from math import log, pi, prod, sin
+
+import torch
+from torch import Tensor
+
+from artent.theory.lines import left_dims
+
+
+@dataclass(frozen=True)
+class GrowthFit:
+    """S = c ln T + b. ``interval`` is the bootstrap interval of c over texts."""
+
+    c: float
+    b: float
+    interval: tuple[float, float]
+    r_squared: float
+    texts: int
+
+    @property
+    def verdict(self) -> str:
+        """What the interval of c allows to say, in the words of docs/math.md §5."""
+        low, high = self.interval
+        if self.texts < 2:
+            return "not enough texts"
+        if low <= 0 and high >= 1:
+            return "undecided"
+        if low <= 0 <= high:
+            return "area law"
+        if low > 0 and high < 1:
+            return "area law with a logarithmic correction"
+        if low <= 1 <= high:
+            return "volume law"
+        return "neither law"
+
+
+def fit_growth(T, S, *, bootstrap: int = 2000, confidence: float = 0.95, seed: int = 0) -> GrowthFit:
+    """Least-squares fit of S_ext(T) = c ln T + b to the mean over texts.
+
+    Args:
+        T: (k,) lengths, at least two different ones.
+        S: (texts, k) entropies in nats, or (k,) for a single curve.
+        bootstrap: resamplings of the texts for the ``confidence`` interval of c, fixed by ``seed``. With a single
+            text nothing can be resampled: the interval is the point and the verdict "not enough texts".
+    """
+    T = torch.as_tensor(T, dtype=torch.float64)
+    S = torch.atleast_2d(torch.as_tensor(S, dtype=torch.float64))
+    if T.ndim != 1 or S.ndim != 2 or S.shape[1] != len(T) or not len(S):
+        raise ValueError(f"T, S: expected (k,) and (texts, k), got {tuple(T.shape)} and {tuple(S.shape)}")
+    if not (T > 0).all() or len(T.unique()) < 2:
+        raise ValueError(f"T: expected at least two different lengths > 0, got {T.tolist()}")
+    if not S.isfinite().all():
+        raise ValueError("S: holds NaN or Inf (a text shorter than the longest length?)")
+    x = T.log() - T.log().mean()
+    slopes = S @ x / (x @ x)
+    mean, c = S.mean(0), slopes.mean().item()
+    b = (mean.mean() - c * T.log().mean()).item()
+    spread = (mean - mean.mean()).square().sum().item()
+    residual = (mean - c * T.log() - b).square().sum().item()
+    picks = torch.randint(len(S), (bootstrap, len(S)), generator=torch.Generator().manual_seed(seed))
+    ends = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
+    low, high = slopes[picks].mean(1).quantile(ends).tolist()
+    return GrowthFit(c, b, (low, high), 1 - residual / spread if spread > 0 else 1.0, len(S))
+
+
+@dataclass(frozen=True)
+class ChainFit:
+    """S(l) = coefficient · f(l) + constant over the bonds of one chain; Akaike's ``aic`` compares forms, lower wins."""
+
+    coefficient: float
+    constant: float
+    rms: float
+    aic: float
+
+
+def fit_chain(S, dims: tuple[int, ...]) -> dict[str, ChainFit]:
+    """Three readings of one profile S(l): Calabrese–Cardy, volume law, area law.
+
+    "calabrese-cardy" is (c/3) ln[(N/π) sin(πx/N)] + s₀ with coefficient c (P. Calabrese and J. Cardy, J. Stat. Mech.
+    P06002, 2004: a ring's, whose c is twice an open chain's), "linear" a·ln min(D_l, D_N/D_l) + s₀, "flat" s₀. The
+    position is x = N ln D_l / ln D_N, which is l where the sites are alike.
+    """
+    S = torch.as_tensor(S, dtype=torch.float64)
+    N, total = len(dims), prod(dims)
+    if S.shape != (N - 1,) or N < 5:
+        raise ValueError(
+            f"S, dims: expected one entropy for each of at least 4 bonds, got {tuple(S.shape)} and {N} sites"
+        )
+    left = left_dims(dims)
+    x = [N * log(D) / log(total) for D in left]
+    forms = {
+        "calabrese-cardy": [log(N / pi * sin(pi * at / N)) / 3 for at in x],
+        "linear": [log(min(D, total // D)) for D in left],
+        "flat": None,
+    }
+    return {name: _least_squares(S, form) for name, form in forms.items()}
+
+
+def _least_squares(S: Tensor, form: list[float] | None) -> ChainFit:
+    ones = torch.ones_like(S)
+    X = ones[:, None] if form is None else torch.stack([ones, torch.tensor(form, dtype=S.dtype)], 1)
+    beta = torch.linalg.lstsq(X, S[:, None]).solution[:, 0]
+    mean_square = (S - X @ beta).square().mean().item()
+    # Two profiles that are matched to rounding are matched alike: the floor keeps ln finite.
+    aic = len(S) * log(max(mean_square, 1e-24)) + 2 * (X.shape[1] + 1)
+    return ChainFit(beta[1].item() if form else 0.0, beta[0].item(), mean_square**0.5, aic)

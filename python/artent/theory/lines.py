@@ -1,0 +1,67 @@
+"""Lines over the bonds 1 … N−1 of a chain: random averages and the rank bound (docs/math.md §1, §5). Nats."""
+
+from math import log, prod
+
+import torch
+
+
+def page(a: int, b: int, exact: bool = False) -> float:
+    """Mean entropy of a random state between sides of dimension a and b, in either order.
+
+    Asymptotically ln a − a/(2b) for a ≤ b. ``exact`` is Page's sum Σ_{k=b+1}^{ab} 1/k − (a−1)/(2b) (D. N. Page,
+    Phys. Rev. Lett. 71, 1291, 1993), which averages over complex vectors; a real Gaussian matrix has the same
+    asymptote.
+    """
+    a, b = sorted((a, b))
+    if a < 1:
+        raise ValueError(f"a, b: dimensions are at least 1, got {a} and {b}")
+    if not exact:
+        return log(a) - a / (2 * b)
+    ends = torch.tensor([a * b + 1, b + 1], dtype=torch.float64).digamma()
+    return (ends[0] - ends[1]).item() - (a - 1) / (2 * b)
+
+
+def page_line(dims: tuple[int, ...]) -> list[float]:
+    """``page`` at every bond of a chain: the profile of a random full-rank update."""
+    return [max(0.0, page(D, prod(dims) // D)) for D in left_dims(dims)]
+
+
+def lora_line(dims: tuple[int, ...], cut: int, rank: int) -> list[float]:
+    """The profile of ΔW = B A with Gaussian factors of the given rank (within 0.06 nats at 512², rank 4 … 64).
+
+    Off the row|column cut ``page`` of the sides D_l and (m/D_l)·min(r, n), mirrored on the column side. At the cut
+    ln r − r/(2m) − r/(2n), in which the smallest of r, m, n takes the place of r.
+    """
+    m, n = _shape(dims, cut, rank)
+    line = []
+    for l, D in enumerate(left_dims(dims), start=1):
+        if l == cut:
+            a, b, c = sorted((m, n, rank))
+            value = log(a) - a / (2 * b) - a / (2 * c)
+        elif l < cut:
+            value = page(D, m // D * min(rank, n))
+        else:
+            value = page(D // m * min(rank, m), m * n // D)
+        line.append(max(0.0, value))
+    return line
+
+
+def rank_bound(dims: tuple[int, ...], cut: int, rank: int | None = None) -> list[float]:
+    """The most entropy a bond can have: ln min(D_l, D_N/D_l), and for rank r on the row side (m/D_l)·r, mirrored."""
+    m, n = _shape(dims, cut, rank)
+    r = min(m, n) if rank is None else rank
+    return [
+        log(min(D, m * n // D, (m // D if l <= cut else D // m) * r)) for l, D in enumerate(left_dims(dims), start=1)
+    ]
+
+
+def left_dims(dims: tuple[int, ...]) -> list[int]:
+    return [prod(dims[:l]) for l in range(1, len(dims))]
+
+
+def _shape(dims: tuple[int, ...], cut: int, rank: int | None) -> tuple[int, int]:
+    if not 0 <= cut <= len(dims):
+        raise ValueError(f"cut: expected between 0 and {len(dims)}, the number of sites, got {cut}")
+    if rank is not None and rank < 1:
+        raise ValueError(f"rank: expected at least 1, got {rank}")
+    return prod(dims[:cut]), prod(dims[cut:])
