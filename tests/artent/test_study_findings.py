@@ -38,6 +38,7 @@ def growth(*curves):
         (growth(0.4, 0.5, 0.6), "between 0 and 1", "as in the paper"),
         (growth(0.9, 0.95, 1.1), "a volume law", "not as in the paper"),
         (growth(-0.1, 0.0, 0.1), "an area law", "not as in the paper"),
+        (growth(-1.0, 0.5, 2.0), "do not settle", "not enough data"),
         (growth(-0.6, -0.5, -0.4), "neither law", "not as in the paper"),
         (growth(0.5), "Too few texts", "not enough data"),
         (findings.no_hair(1.1, 8.0, "not enough data: 2"), "updates more than in attention", "not enough data"),

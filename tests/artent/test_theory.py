@@ -117,6 +117,13 @@ def test_one_curve_says_nothing_about_texts():
     assert theory.fit_growth([10, 20], [1.0, 1.0]).r_squared == 1
 
 
+def test_an_interval_that_holds_both_ends_decides_nothing():
+    ln_T = torch.tensor([16.0, 64.0]).log()
+    fit = theory.fit_growth([16, 64], torch.stack([-ln_T, 2 * ln_T]))
+    assert fit.interval == pytest.approx((-1, 2))
+    assert fit.verdict == "undecided"
+
+
 def test_chain_fits_tell_three_laws_apart():
     dims = (2,) * 20
     position = torch.arange(1, 20, dtype=torch.float64)

@@ -98,6 +98,7 @@ def growth(fit, nulls):
         ),
         "volume law": ("Attention entanglement grows like its maximum ln T: a volume law", OTHER),
         "neither law": ("Attention entanglement follows neither law", OTHER),
+        "undecided": ("These texts do not settle how attention entanglement grows", OPEN),
         "not enough texts": ("Too few texts to tell how attention entanglement grows", OPEN),
     }[fit["verdict"]]
     near = min(nulls, key=lambda label: abs(nulls[label] - c))
