@@ -14,7 +14,9 @@ import pytest
 import torch
 from artent.sites import chain
 
-LIMIT = 1e-4  # nats, float32
+# Nats from the float64 answer, in float32. The decompositions that build an MPS one after another add their rounding:
+# quimb is at 1.04e-4 on the 1024² state.
+LIMIT, PEER_LIMIT = 1e-4, 1e-3
 
 
 def ours(update):
@@ -78,8 +80,9 @@ def exact(update):
 
 
 def check(peer, update, expected=None):
-    """The peer's answer, at most LIMIT from the float64 one."""
-    np.testing.assert_allclose(peer(update), exact(update) if expected is None else expected, rtol=0, atol=LIMIT)
+    """The peer's answer is near the float64 one, or there is nothing to time."""
+    expected = exact(update) if expected is None else expected
+    np.testing.assert_allclose(peer(update), expected, rtol=0, atol=LIMIT if peer is ours else PEER_LIMIT)
 
 
 CASES = {

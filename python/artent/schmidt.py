@@ -119,7 +119,7 @@ def _side(X: Tensor, D: int, sites: tuple[int, ...], on_left: bool) -> list[Tens
 
 def _ladder(X: Tensor, D: int, sites: tuple[int, ...], on_left: bool) -> list[Tensor]:
     M = X.view(len(X), D, -1)
-    G = M @ M.mT if on_left else M.mT @ M
+    G = _gram(M if on_left else M.mT)
     spectra = []
     # The site next to the bond is the least significant digit on the left side, the most significant on the right.
     for d in [*reversed(sites[1:]), None] if on_left else [*sites[:-1], None]:
@@ -133,6 +133,17 @@ def _ladder(X: Tensor, D: int, sites: tuple[int, ...], on_left: bool) -> list[Te
             else:
                 G = G.view(-1, d, kept, d, kept).diagonal(dim1=1, dim2=3).sum(-1)
     return spectra
+
+
+def _gram(M: Tensor) -> Tensor:
+    """M Mᵀ. Of a large one only the lower half is multiplied out: three of four quarters, and so on within two."""
+    size = M.shape[-2]
+    if size <= _DOUBLE_SIZE:
+        return M @ M.mT
+    top, bottom = M.split([size // 2, size - size // 2], -2)
+    corner = bottom @ top.mT
+    rows = [_gram(top), corner.mT], [corner, _gram(bottom)]
+    return torch.cat([torch.cat(row, -1) for row in rows], -2)
 
 
 def _trustworthy(p: Tensor) -> bool:
