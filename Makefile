@@ -23,7 +23,7 @@ demo: $(VENV)/.built ## run the quick study (≤ 4 minutes on 2 cores) and write
 	@echo "Report: $(RUN)/report.html"
 
 test: $(VENV)/.built ## run the tests that need no GPU
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest
 
 lint: $(VENV)/.ready ## check style: ruff and clang-format
 	$(BIN)/ruff check .

@@ -40,6 +40,8 @@ def attention_arguments(query, key, attn_mask, is_causal, scale, enable_gqa, key
     _check_pair(query, key, enable_gqa)
     if scale is None:
         scale = 1.0 / math.sqrt(query.shape[-1])
+    elif not isinstance(scale, (int, float)):
+        raise TypeError(f"scale must be a number or None (1/√D), got {type(scale).__name__}")
     elif not math.isfinite(scale):
         raise ValueError(f"scale must be a finite number, got {scale}")
     lead = _broadcast(query.shape[:-3], key.shape[:-3], "query and key: leading (batch) dimensions")
@@ -75,6 +77,8 @@ def _floating(x, name):
         raise TypeError(
             f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}; convert it, e.g. {name}.float()"
         )
+    if x.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense (strided) tensor, got layout {x.layout}; {name}.to_dense() makes one")
     if x.dim() < 2:
         raise ValueError(f"{name} must have at least two dimensions (..., H, T, D), got shape {tuple(x.shape)}")
     return x
@@ -104,12 +108,14 @@ def _check_pair(query, key, enable_gqa):
             f"query and key must share a non-empty last (head) dimension D, got {shapes}; "
             "is one of them (..., T, H, D) instead of (..., H, T, D)?"
         )
+    if query.dim() > 2 and 0 in (query.shape[-3], key.shape[-3]):
+        raise ValueError(f"query and key must have at least one head, got {shapes}")
     if query.dim() > 2 and query.shape[-3] != key.shape[-3]:
         if not enable_gqa:
             raise ValueError(
                 f"query and key have different numbers of heads, {shapes}; pass enable_gqa=True if queries share keys"
             )
-        if key.shape[-3] == 0 or query.shape[-3] % key.shape[-3]:
+        if query.shape[-3] % key.shape[-3]:
             raise ValueError(f"enable_gqa needs query heads to be a multiple of key heads, got {shapes}")
 
 

@@ -42,7 +42,7 @@ def attention_probabilities(query, key, **options):
 
 
 def attention_stats(query, key, **options):
-    """(lse, entropy, purity) of every row of A, each (..., H, T_q). Source: MATH §4.
+    """(lse, entropy, purity) of every row of A, each (..., H, T_q). Source: docs/math.md §4.
 
     A row without a key has lse = −inf, entropy 0 and purity 0.
     """

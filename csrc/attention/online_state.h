@@ -29,7 +29,8 @@ struct OnlineState {
     if (m_new == m) return;
     if (m != kHidden<Real>) {
       const Real alpha = std::exp(m - m_new);
-      t = alpha * (t + (m - m_new) * L);
+      // Where nothing survives, select: a mask of the type's lowest number makes (m − m_new)·L infinite.
+      t = alpha == 0 ? 0 : alpha * (t + (m - m_new) * L);
       L *= alpha;
       L2 *= alpha * alpha;
     }
@@ -40,6 +41,7 @@ struct OnlineState {
   ARTENT_HOST_DEVICE void add(Real s) {
     if (s == kHidden<Real>) return;
     const Real e = std::exp(s - m);
+    if (e == 0) return;  // s − m may be infinite
     L += e;
     t += e * (s - m);
     L2 += e * e;
@@ -72,6 +74,7 @@ struct RowGradient {
     if (s == kHidden<Real>) return Real(0);
     const Real log_p = s - lse;
     const Real p = std::exp(log_p);
+    if (p == 0) return Real(0);  // ln p may be infinite
     return p * (g_lse - g_entropy * (log_p + entropy) + 2 * g_purity * (p - purity));
   }
 };

@@ -1,6 +1,6 @@
 // Tensors to StatsForward and StatsBackward, for the CPU and CUDA files alike.
 //
-// People's mistakes are told in artent_ext/attention.py; these checks only keep a direct call of torch.ops.artent from
+// People's mistakes are told in artent_ext/_arguments.py; these checks only keep a direct call of torch.ops.artent from
 // reading out of bounds.
 #pragma once
 

@@ -28,6 +28,7 @@ _MODULES = (
     "entropy",
     "plots",
     "profile",
+    "records",
     "schmidt",
     "sites",
     "study",

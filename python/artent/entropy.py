@@ -20,20 +20,25 @@ def check_alpha(alpha: float) -> float:
     return float(alpha)
 
 
-def nats_per_unit(log_base: float | None) -> float:
-    """ln(log_base), by which an entropy in nats is divided; 1 for None."""
+def check_log_base(log_base: float | None) -> float | None:
+    """None (nats) or a finite number > 1, such as 2 for bits."""
     if log_base is None:
-        return 1.0
+        return None
     if not isinstance(log_base, Real) or isinstance(log_base, bool):
         raise TypeError(f"log_base: expected None (nats) or a number > 1 such as 2, got {log_base!r}")
     if not 1 < log_base < inf:
         raise ValueError(f"log_base: expected None (nats) or a number > 1 such as 2, got {log_base}")
-    return log(log_base)
+    return float(log_base)
 
 
-def von_neumann(p: Tensor) -> Tensor:
-    """S = −Σ p ln p of p (…, k), as p stands (not renormalised)."""
-    return -(p * _log(p)).sum(-1)
+def nats_per_unit(log_base: float | None) -> float:
+    """ln(log_base), by which an entropy in nats is divided; 1 for None."""
+    return 1.0 if log_base is None else log(check_log_base(log_base))
+
+
+def von_neumann(p: Tensor, count: Tensor | float = 1.0) -> Tensor:
+    """S = −Σ p ln p of p (…, k), as p stands (not renormalised), each occurring ``count`` times."""
+    return -(count * p * _log(p)).sum(-1)
 
 
 def purity(p: Tensor) -> Tensor:
@@ -105,7 +110,7 @@ def _log(p: Tensor) -> Tensor:
 def _renyi(p: Tensor, count: Tensor, alpha: float) -> Tensor:
     """S_α of probabilities p (…, k) that occur ``count`` times each."""
     if alpha == 1:
-        return -(count * p * _log(p)).sum(-1)
+        return von_neumann(p, count)
     if alpha == inf:
         return -p.amax(-1).log()
     if abs(alpha - 1) < 0.5:

@@ -1,18 +1,25 @@
 """``entanglement_profile``: the entanglement entropy of a weight update at every bond (docs/math.md §1)."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
 from artent import schmidt
-from artent.entropy import check_alpha, entropy, nats_per_unit
+from artent.entropy import check_alpha, check_log_base, entropy, nats_per_unit
 from artent.sites import Chain, chain
 from artent.updates import LoRAUpdate, MPSUpdate, Update, check_matrix
 
 METHODS = ("auto", "exact")
+_ZERO_HINTS = {
+    "": "the weight did not change, or it was compared with itself",
+    ".A": "was the adapter loaded, or was A set to zero?",
+    ".B": "B is zero at a LoRA's initialisation: train a step first",
+}
 _BATCH_ELEMENTS = 2**24  # updates of one shape are stacked up to this many numbers
 
 
@@ -108,7 +115,7 @@ class EntanglementProfile:
 
     def mass_kept(self, k: int) -> Tensor:
         """The share of ‖ΔW‖² that its best rank-k approximation keeps."""
-        if not isinstance(k, int) or k < 0:
+        if isinstance(k, bool) or not isinstance(k, Integral) or k < 0:
             raise ValueError(f"k: expected a rank ≥ 0, got {k!r}")
         return self.cut_probabilities[:k].sum()
 
@@ -119,7 +126,10 @@ class EntanglementProfile:
         return plots.profile(self, ax=ax, **options)
 
     def to_dict(self) -> dict:
-        """Everything as lists, numbers and strings that JSON can hold."""
+        """Everything as lists, numbers and strings that JSON can hold.
+
+        ``method`` goes under "estimator": in a study's records, "method" is how the model was trained.
+        """
         return {
             "entropy": self.entropy.tolist(),
             "lower": self.lower.tolist(),
@@ -130,14 +140,14 @@ class EntanglementProfile:
             "rank": self.rank,
             "alpha": "inf" if self.alpha == inf else self.alpha,
             "log_base": self.log_base,
-            "method": self.method,
+            "estimator": self.method,
         }
 
     @classmethod
     def from_dict(cls, values: dict) -> "EntanglementProfile":
         """The profile that ``to_dict`` wrote; other keys of the record are ignored."""
         names = ("entropy", "lower", "upper", "cut_probabilities")
-        missing = {*names, "schmidt_ranks", "sites", "rank", "alpha", "log_base", "method"} - values.keys()
+        missing = {*names, "schmidt_ranks", "sites", "rank", "alpha", "log_base", "estimator"} - values.keys()
         if missing:
             raise ValueError(f"values: not the record of a profile, {', '.join(sorted(missing))} missing")
         rows, cols = values["sites"]
@@ -148,7 +158,7 @@ class EntanglementProfile:
             rank=values["rank"],
             alpha=float(values["alpha"]),
             log_base=values["log_base"],
-            method=values["method"],
+            method=values["estimator"],
         )
 
 
@@ -168,7 +178,8 @@ def entanglement_profile(
             allocate an m×n array.
         sites: (row_sites, col_sites) that multiply to m and n; None for the prime factors, non-increasing.
         method: "auto" or "exact".
-        alpha: the Rényi order, any α > 0; 1 is von Neumann, math.inf the largest probability.
+        alpha: the Rényi order, any α > 0; 1 is von Neumann, math.inf the largest probability. The smaller α < 1, the
+            more the smallest probabilities count: on a dense matrix of exactly low rank, those are rounding.
         log_base: the unit of entropy; None for nats, 2 for bits.
 
     Raises:
@@ -178,28 +189,45 @@ def entanglement_profile(
     if method not in METHODS:
         raise ValueError(f"method: expected one of {', '.join(map(repr, METHODS))}, got {method!r}")
     alpha = check_alpha(alpha)
-    nats_per_unit(log_base)
+    log_base = check_log_base(log_base)
     single = not isinstance(update, (list, tuple))
-    named = [("update", update)] if single else [(f"update[{i}]", u) for i, u in enumerate(update)]
+    with _without_autocast():
+        profiles = _all_profiles([update] if single else update, single, sites, alpha, log_base)
+    return profiles[0] if single else profiles
+
+
+@contextmanager
+def _without_autocast():
+    """Autocast would take the float32 products in half precision."""
+    accelerator = torch.accelerator.current_accelerator()
+    with (
+        torch.autocast("cpu", enabled=False),
+        torch.autocast(accelerator.type if accelerator else "cpu", enabled=False),
+    ):
+        yield
+
+
+def _all_profiles(updates, single: bool, sites, alpha: float, log_base: float | None) -> list[EntanglementProfile]:
+    """A profile an update, in their order; those of equal shape and type are computed as one stack."""
+    names = ["update" if single else f"update[{i}]" for i in range(len(updates))]
+    operands = [_parts(name, u) for name, u in zip(names, updates)]
     groups: dict[tuple, list[int]] = {}
-    operands = []
-    for i, (name, u) in enumerate(named):
-        parts = _parts(name, u)
-        key = tuple((tuple(part.shape), part.dtype, part.device) for part in parts)
-        groups.setdefault(key, []).append(i)
-        operands.append(parts)
+    for i, parts in enumerate(operands):
+        groups.setdefault(tuple((tuple(part.shape), part.dtype, part.device) for part in parts), []).append(i)
     profiles: list = [None] * len(operands)
     for members in groups.values():
         for batch in _chunks(members, sum(part.numel() for part in operands[members[0]])):
             parts = [torch.stack(part) for part in zip(*(operands[i] for i in batch))]
-            for i, profile in zip(batch, _profiles([named[i][0] for i in batch], parts, sites, alpha, log_base)):
+            for i, profile in zip(batch, _profiles([names[i] for i in batch], parts, sites, alpha, log_base)):
                 profiles[i] = profile
-    return profiles[0] if single else profiles
+    return profiles
 
 
 def _parts(name: str, update) -> tuple[Tensor, ...]:
     """(W,) of a dense update, (B, A) of a factored one. Its scaling is no part of the state."""
-    if isinstance(update, (LoRAUpdate, MPSUpdate)):
+    if isinstance(update, MPSUpdate):
+        return update.factors(torch.float64)
+    if isinstance(update, LoRAUpdate):
         return update.factors()
     if not isinstance(update, Tensor):
         raise TypeError(
@@ -225,11 +253,7 @@ def _check_peak(names: list[str], parts: list[Tensor]) -> None:
                     f"{name}{factor}: holds NaN or Inf (a diverged run, or an overflow in half precision?)"
                 )
             if value == 0:
-                hint = (
-                    "B is zero at a LoRA's initialisation: train a step first"
-                    if factor
-                    else "the weight did not change, or it was compared with itself"
-                )
+                hint = _ZERO_HINTS[factor]
                 raise ValueError(f"{name}{factor}: is zero, and a zero update has no state ({hint})")
 
 
@@ -240,16 +264,17 @@ def _profiles(
     _check_peak(names, parts)
     rank = parts[0].shape[-1] if len(parts) == 2 else None
     where = chain((parts[0].shape[-2], parts[-1].shape[-1]), sites)
-    # Autocast would take the float32 products in half precision.
-    with torch.autocast(parts[0].device.type, enabled=False):
-        if rank is None:
-            spectra = schmidt.dense(*parts, where, singular=alpha < 1)
-        else:
-            C, D = schmidt.halves(*parts)
-            for name, zero in zip(names, schmidt.vanish(C, D, rank).tolist()):
-                if zero:
-                    raise ValueError(f"{name}: neither B nor A is zero but B @ A is, and a zero update has no state")
-            spectra = schmidt.factored(C, D, where, singular=alpha < 1)
+    if rank is None:
+        spectra = schmidt.dense(*parts, where, singular=alpha < 1)
+    else:
+        C, D = schmidt.halves(*parts)
+        for name, zero in zip(names, schmidt.vanish(C, D, rank).tolist()):
+            if zero:
+                raise ValueError(
+                    f"{name}: neither B nor A is zero but B @ A is, to rounding, and a zero update has no state "
+                    "(do columns of B and rows of A cancel, or differ in scale by 10⁸ and more?)"
+                )
+        spectra = schmidt.factored(C, D, where, singular=alpha < 1)
     certain = parts[0].new_ones((len(parts[0]), 1), dtype=torch.float64)
     at_cut = spectra[where.cut - 1] if where.cut in where.bonds else certain
     S = torch.stack([entropy(p, alpha, log_base) for p in spectra], -1) if spectra else certain[:, :0]

@@ -30,7 +30,9 @@ class RecordWriter:
             raise
 
     def write(self, *records):
-        """Append dictionaries, all of them or none. Tensor and NumPy values are written as numbers and lists.
+        """Append dictionaries: all, or none if it raises; a kill may leave the first few.
+
+        Tensor and NumPy values are written as numbers and lists.
 
         Raises:
             TypeError: a record is not a dictionary, or holds something that JSON has no form for.

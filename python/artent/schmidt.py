@@ -108,13 +108,21 @@ def _probabilities(X: Tensor, dims: tuple[int, ...], singular: bool) -> list[Ten
 def _side(X: Tensor, D: int, sites: tuple[int, ...], on_left: bool) -> list[Tensor]:
     """Probabilities of the ladder that starts at the bond of left dimension D and walks outwards over ``sites``."""
     size = D if on_left else X.shape[1] // D
-    if X.dtype == torch.float64 or size <= _DOUBLE_SIZE or torch.get_float32_matmul_precision() != "highest":
+    if X.dtype == torch.float64 or size <= _DOUBLE_SIZE or _reduced_products():
         return _ladder(X.double(), D, sites, on_left)
     chains = []
     for x in X.split(1):  # one at a time: at this size a batch saves nothing, and only some may need float64
         p = _ladder(x, D, sites, on_left)
         chains.append(p if all(map(_trustworthy, p)) else _ladder(x.double(), D, sites, on_left))
     return [torch.cat(bond) for bond in zip(*chains)]
+
+
+def _reduced_products() -> bool:
+    """May float32 products run in TF32 or bfloat16 here? torch raises where its two ways to say so were mixed."""
+    try:
+        return torch.get_float32_matmul_precision() != "highest"
+    except RuntimeError:
+        return True
 
 
 def _ladder(X: Tensor, D: int, sites: tuple[int, ...], on_left: bool) -> list[Tensor]:

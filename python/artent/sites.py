@@ -49,11 +49,6 @@ class Chain:
         return tuple(prod(self.dims[:l]) for l in self.bonds)
 
     @cached_property
-    def right_dims(self) -> tuple[int, ...]:
-        """D_N / D_l, the dimension right of each bond."""
-        return tuple(prod(self.dims[l:]) for l in self.bonds)
-
-    @cached_property
     def log_dims(self) -> tuple[float, ...]:
         """ln D_l per bond."""
         return tuple(log(d) for d in self.left_dims)

@@ -75,13 +75,14 @@ class MPSUpdate:
 
     @property
     def rank(self) -> int:
+        """The nominal rank r; the update's own may be lower."""
         return self.factors()[0].shape[1]
 
-    def factors(self) -> tuple[Tensor, Tensor]:
-        """B (m, r) and A (r, n), contracted from their cores."""
-        B = self.B if isinstance(self.B, Tensor) else contract_cores("B", self.B)
-        A = self.A if isinstance(self.A, Tensor) else contract_cores("A", self.A).mT
-        return check_matrix("B", B), check_matrix("A", A)
+    def factors(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+        """B (m, r) and A (r, n), contracted from their cores: in ``dtype``, or in the cores' own."""
+        B = self.B if isinstance(self.B, Tensor) else contract_cores("B", self.B, dtype)
+        A = self.A if isinstance(self.A, Tensor) else contract_cores("A", self.A, dtype).mT
+        return check_matrix("B", B).to(dtype or B.dtype), check_matrix("A", A).to(dtype or A.dtype)
 
     def dense(self) -> Tensor:
         """ΔW as an m×n tensor."""
@@ -89,11 +90,12 @@ class MPSUpdate:
         return self.scaling * (B @ A)
 
 
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 Update = Tensor | LoRAUpdate | MPSUpdate
 
 
-def contract_cores(name: str, cores) -> Tensor:
-    """The (Πd, r) matrix of a list of cores as described at MPSUpdate."""
+def contract_cores(name: str, cores, dtype: torch.dtype | None = None) -> Tensor:
+    """The (Πd, r) matrix of a list of cores as described at MPSUpdate, in ``dtype`` or the cores' own."""
     if not isinstance(cores, (list, tuple)) or len(cores) < 2:
         raise TypeError(f"{name}: expected a matrix or a list of at least two MPS cores, got {_describe(cores)}")
     for i, core in enumerate(cores):
@@ -108,6 +110,9 @@ def contract_cores(name: str, cores) -> Tensor:
     for i in range(len(cores) - 1):
         if shapes[i][-1] != shapes[i + 1][0]:
             raise ValueError(f"{name}: bond {i + 1} does not match between cores {shapes[i]} and {shapes[i + 1]}")
+    if dtype is None and len({core.dtype for core in cores}) > 1:
+        raise TypeError(f"{name}: cores must have one dtype, got {[core.dtype for core in cores]}")
+    cores = [core.to(dtype or core.dtype) for core in cores]
     state = cores[0]
     for core in cores[1:]:
         state = torch.tensordot(state, core, dims=1)
@@ -119,9 +124,9 @@ def _check_floating(name: str, value) -> None:
         raise TypeError(f"{name}: expected a torch.Tensor, got {_describe(value)}")
     if value.layout != torch.strided or value.is_meta:
         raise TypeError(f"{name}: expected a dense tensor with data, got layout {value.layout} on {value.device}")
-    if not value.is_floating_point():
+    if value.dtype not in _FLOATS:
         hint = " (quantised weights must be dequantised first)" if not value.is_complex() else ""
-        raise TypeError(f"{name}: expected a real floating-point tensor, got {value.dtype}{hint}")
+        raise TypeError(f"{name}: expected float16, bfloat16, float32 or float64, got {value.dtype}{hint}")
 
 
 def _check_pair(B: Tensor, A: Tensor, scaling) -> None:

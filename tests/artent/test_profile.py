@@ -1,7 +1,10 @@
 import json
+import subprocess
+import sys
 from math import inf, log
 
 import artent
+import numpy as np
 import pytest
 import torch
 from artent import theory
@@ -215,3 +218,68 @@ def test_plot_draws_the_profile_its_bound_and_its_nulls():
     assert profile.plot(ax=ax) is ax
     artent.entanglement_profile(torch.ones(1, 7)).plot()  # no bonds: an empty figure, not an error
     pyplot.close("all")
+
+
+def test_autocast_does_not_reach_a_profile():
+    """A profile as a loss term stands under autocast; its products stay as they are."""
+    generator = torch.Generator().manual_seed(0)
+    cores = [torch.randn(4, 6, generator=generator), torch.randn(6, 8, 3, generator=generator)]
+    updates = [
+        artent.MPSUpdate(torch.randn(24, 3, generator=generator), cores),
+        torch.randn(24, 32, generator=generator).half(),
+        artent.LoRAUpdate(
+            torch.randn(24, 3, generator=generator).half(), torch.randn(3, 32, generator=generator).half()
+        ),
+    ]
+    plain = artent.entanglement_profile(updates)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = artent.entanglement_profile(updates)
+    for a, b in zip(plain, inside, strict=True):
+        assert torch.equal(a.entropy, b.entropy)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_cores_are_taken_as_exact(dtype):
+    generator = torch.Generator().manual_seed(0)
+    B = torch.randn(24, 3, generator=generator).to(dtype)
+    cores = [torch.randn(4, 6, generator=generator).to(dtype), torch.randn(6, 8, 3, generator=generator).to(dtype)]
+    A = torch.einsum("ax,xbr->rab", *(core.double() for core in cores)).flatten(1)
+    truth = artent.entanglement_profile(B.double() @ A)
+    torch.testing.assert_close(artent.entanglement_profile(artent.MPSUpdate(B, cores)).entropy, truth.entropy)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_cores_of_any_scale(scale):
+    generator = torch.Generator().manual_seed(0)
+    B, cores = torch.randn(24, 3, generator=generator), [torch.randn(4, 6), torch.randn(6, 8, 3)]
+    plain = artent.entanglement_profile(artent.MPSUpdate(B, cores))
+    scaled = artent.entanglement_profile(artent.MPSUpdate(B * scale, [core * scale for core in cores]))
+    torch.testing.assert_close(scaled.entropy, plain.entropy, rtol=0, atol=1e-5)
+
+
+_PRECISION = """
+import torch, artent
+W = torch.randn(600, 600)
+before = artent.entanglement_profile(W).entropy
+exec({setting!r})
+torch.testing.assert_close(artent.entanglement_profile(W).entropy, before, rtol=0, atol=1e-5)
+"""
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "torch.backends.fp32_precision = 'tf32'",
+        "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
+        "torch.set_float32_matmul_precision('medium')",
+    ],
+)
+def test_either_way_to_lower_float32_precision_is_understood(setting):
+    subprocess.run([sys.executable, "-c", _PRECISION.format(setting=setting)], check=True)
+
+
+def test_a_numpy_log_base_survives_json():
+    profile = artent.entanglement_profile(torch.eye(4), log_base=np.float32(2))
+    again = artent.EntanglementProfile.from_dict(json.loads(json.dumps(profile.to_dict())))
+    assert again.log_base == 2.0
+    assert float(again.mass_kept(np.int64(2))) == pytest.approx(0.5)

@@ -178,3 +178,13 @@ def test_bad_input_is_told_at_once(case):
     options, error, message = BAD[case]
     with pytest.raises(error, match=message):
         EntanglementRecorder(build("full-ft"), **options)
+
+
+def test_context_cannot_overwrite_a_measurement():
+    with pytest.raises(ValueError, match="context: alpha, rank would overwrite"):
+        EntanglementRecorder(build("lora"), probe=PROBE, context={"method": "lora-r4", "rank": 4, "alpha": 32})
+
+
+def test_no_model():
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, not str"):
+        EntanglementRecorder("a/path")

@@ -160,3 +160,16 @@ def test_chain_fits_tell_three_laws_apart():
 def test_bad_arguments(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+@pytest.mark.parametrize("null", [theory.gaussian_null, theory.haar_null])
+@pytest.mark.parametrize("update", [[torch.ones(2, 2)], (2, 3, 4), torch.ones(2)], ids=["list", "shape", "vector"])
+def test_nulls_take_one_update(null, update):
+    with pytest.raises(TypeError, match="update: expected one update"):
+        null(update)
+
+
+@pytest.mark.parametrize("options", [{"confidence": 2}, {"bootstrap": 0}])
+def test_intervals_need_a_share_and_a_resampling(options):
+    with pytest.raises(ValueError, match="confidence, bootstrap: expected"):
+        theory.fit_growth([10, 20], [[1.0, 1.5], [1.0, 1.4]], **options)

@@ -36,7 +36,12 @@ def test_cores_contract_as_the_sum_over_bonds(case):
 B, A = torch.ones(4, 2), torch.ones(2, 6)
 BAD = {
     "integers": (lambda: check_matrix("update", torch.ones(2, 2, dtype=torch.int64)), TypeError, "update.*int64"),
-    "complex": (lambda: check_matrix("update", torch.ones(2, 2) * 1j), TypeError, "real floating"),
+    "complex": (
+        lambda: check_matrix("update", torch.ones(2, 2) * 1j),
+        TypeError,
+        "float32 or float64, got torch.complex64",
+    ),
+    "float8": (lambda: check_matrix("update", torch.ones(2, 2).to(torch.float8_e4m3fn)), TypeError, "float8"),
     "an array": (lambda: check_matrix("update", np.ones((2, 2))), TypeError, "torch.Tensor, got ndarray"),
     "sparse": (lambda: check_matrix("update", torch.eye(2).to_sparse()), TypeError, "dense"),
     "meta": (lambda: check_matrix("update", torch.ones(2, 2, device="meta")), TypeError, "meta"),
@@ -55,6 +60,11 @@ BAD = {
     "rank twice": (lambda: MPSUpdate(B, [torch.ones(2, 2, 3), torch.ones(3, 3, 2)]), ValueError, "must be shaped"),
     "bond": (lambda: MPSUpdate(B, [torch.ones(2, 3), torch.ones(4, 3, 2)]), ValueError, "A: bond 1 does not match"),
     "core type": (lambda: MPSUpdate(B, [torch.ones(2, 3), torch.ones(3, 3, 2).int()]), TypeError, r"A\[1\]"),
+    "core dtypes": (
+        lambda: MPSUpdate(B, [torch.ones(2, 3), torch.ones(3, 3, 2).half()]),
+        TypeError,
+        "cores must have one dtype",
+    ),
     "core ranks": (lambda: MPSUpdate(B, [torch.ones(2, 3), torch.ones(3, 3, 5)]), ValueError, "do not match"),
 }
 

@@ -22,6 +22,9 @@ MISTAKES = {
     "batches that do not match": (Q, K.repeat(2, 1, 1, 1)[:3], {}, ValueError, "batch.*do not broadcast"),
     "other device": (Q, K.to("meta"), {}, ValueError, "query is on cpu and key is on meta"),
     "scale not finite": (Q, K, {"scale": float("nan")}, ValueError, "scale must be a finite number"),
+    "scale is no number": (Q, K, {"scale": "a"}, TypeError, "scale must be a number or None.*str"),
+    "sparse query": (Q.to_sparse(), K, {}, TypeError, "query must be a dense"),
+    "no heads": (Q[:, :0], K[:, :0], {}, ValueError, "at least one head"),
     "mask and causal": (
         Q,
         K,

@@ -135,6 +135,21 @@ def test_nan_stays_in_its_row_and_infinity_is_not_an_empty_row():
         assert torch.equal(x[0, 0].isnan(), spoilt)
 
 
+@pytest.mark.parametrize("hidden", [slice(None, 600), slice(600, None), slice(None)], ids=["first", "last", "all"])
+def test_a_mask_of_the_lowest_number_hides_like_minus_infinity(dtype, hidden):
+    """Dense masks hold finfo.min, whose products overflow; a row that sees only those is uniform over them."""
+    query, key = torch.randn(1, 1, 3, 8).to(dtype).requires_grad_(), torch.randn(1, 1, 1100, 8).to(dtype)
+    accumulator = torch.float64 if dtype == torch.float64 else torch.float32
+    mask = torch.zeros(1, 1, 3, 1100, dtype=accumulator)
+    mask[..., hidden] = torch.finfo(accumulator).min
+    stats = artent_ext.attention_stats(query, key, attn_mask=mask)
+    truth = reference.attention_stats(query.detach().double(), key.double(), attn_mask=mask.double())
+    for value, true in zip(stats, truth, strict=True):
+        torch.testing.assert_close(value.double(), true, rtol=1e-5, atol=1e-5)
+    (gradient,) = torch.autograd.grad(stats.entropy.sum() + stats.purity.sum(), query)
+    assert gradient.isfinite().all()
+
+
 def test_autocast_computes_in_the_dtype_of_fused_attention():
     query, key = torch.randn(1, 2, 20, 8), torch.randn(1, 2, 20, 8, dtype=torch.bfloat16)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -47,6 +47,9 @@ CASES = {
     "bool mask": Case((2, 2, 1, 66, 70, 16), mask="bool"),
     "bool mask, broadcast": Case((2, 2, 2, 66, 70, 16), mask="keys"),
     "additive mask": Case((2, 2, 1, 66, 70, 16), mask="additive"),
+    "lowest number": Case((1, 2, 1, 66, 130, 16), mask="lowest"),
+    "lowest number, bfloat16": Case((1, 2, 1, 66, 130, 16), torch.bfloat16, mask="lowest"),
+    "lowest number, float64": Case((1, 2, 1, 66, 130, 16), torch.float64, mask="lowest"),
     "additive mask, causal": Case((1, 2, 2, 66, 70, 16), mask="additive", diagonal=0),
     "packed": Case((2, 2, 2, 150, 150, 16), key_range="packed", diagonal=0),
     "padding": Case((2, 2, 1, 70, 130, 16), key_range="padding"),
@@ -98,6 +101,9 @@ def make(case, seed=0):
         options["attn_mask"] = mask
     elif case.mask == "keys":
         options["attn_mask"] = normal(1, 1, 1, tk) > 0
+    elif case.mask == "lowest":  # what dense masks of trainers hold; its products overflow
+        options["attn_mask"] = torch.zeros(1, 1, 1, tk, dtype=real)
+        options["attn_mask"][..., : tk // 2 + 5] = torch.finfo(real).min
     rows = torch.arange(tq)
     if case.key_range == "packed":  # texts of 40 tokens
         start = rows // 40 * 40
@@ -118,7 +124,8 @@ def truth(query, key, options, grads, dtype):
     seen = ~torch.isneginf(rows[0].detach())
     total = sum(((x * g.to(dtype))[seen]).sum() for x, g in zip(rows, grads))
     s = reference.attention_logits(query.detach(), key.detach(), **options)
-    largest = s[torch.isfinite(s)].abs().max().item() if torch.isfinite(s).any() else 0.0
+    seen_logits = s[s > torch.finfo(torch.float32).min]
+    largest = seen_logits.abs().max().item() if seen_logits.numel() else 0.0
     return [x.detach() for x in rows], torch.autograd.grad(total, (query, key)), largest
 
 

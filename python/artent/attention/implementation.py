@@ -35,8 +35,11 @@ def artent_attention(
     The output is that of transformers' own sdpa function on the same mask, so outputs and losses are sdpa's.
     The second value is None or, with ``output_attentions``, ``artent_ext.AttentionStats`` (fields (B, H, T_q),
     nats) of the attention matrix before dropout. ``attention_probe`` is called with what defines the matrix.
-    Raises ValueError for a keyword argument that would change the attention and isn't supported: none is
-    ignored.
+    The statistics carry gradients (not under reentrant checkpointing, which keeps none of a layer's extra outputs:
+    use ``use_reentrant=False``). Models that drop ``output_attentions`` before their attention, such as GPT-2, get
+    the output alone.
+
+    Raises ValueError for a keyword argument that would change the attention and isn't supported: none is ignored.
     """
     if query.shape[-1] != key.shape[-1] or query.shape[1] % key.shape[1]:
         raise ValueError(

@@ -1,7 +1,7 @@
 """External entanglement of a model on texts: one forward pass, T×T arrays of a few heads at a time."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
@@ -13,6 +13,10 @@ from artent_ext import attention_stats, reference
 # Of a group of heads some six T×T float64 arrays live at once: logits, mask, A, A Aᵀ, the eigensolver's copy.
 _GROUP_BYTES = 256 << 20
 _ARRAYS = 6
+_NO_INTERFACE = (
+    "model: no layer called transformers' attention interface; is it a transformers ≥ 5.0 model that supports "
+    "attn_implementation?"
+)
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ def attention_entanglement(model, inputs, *, lengths=None, layers=None, variant=
     is run once without gradient in eval mode and left as it was. inputs: token ids (batch, T) or a mapping
     with ``input_ids`` and optionally ``attention_mask`` (batch, T) with 1 at real tokens; further entries
     reach the model. Rows and columns of padding are left out. lengths: numbers of real tokens, at most 4096
-    each; default: the shortest text, halved down to 16. A causal model's leading block *is* the prefix's
+    each, or one; default: the shortest text, halved down to 16. A causal model's leading block *is* the prefix's
     attention, so one pass serves all lengths. layers: layer indices, default all. variant:
 
     - ``"raw"``: A itself.
@@ -61,9 +65,11 @@ def attention_entanglement(model, inputs, *, lengths=None, layers=None, variant=
     inputs, real = _check_inputs(inputs, _device(model))
     tokens = tuple(int(n) for n in real.sum(-1))
     lengths = _check_lengths(lengths, tokens, smallest=2 if variant == "sink_removed" else 1)
-    probe = _Probe(real, lengths, layers if layers is None else tuple(layers), variant)
+    if layers is not None:
+        layers = tuple(layers) if isinstance(layers, Iterable) else (layers,)
+    probe = _Probe(real, lengths, layers, variant)
     with _as_probed(model):
-        model(**inputs, **_last_logit_only(model), use_cache=False, attention_probe=probe)
+        model(**inputs, **_extra(model, inputs), use_cache=False, attention_probe=probe)
     return probe.result(tokens)
 
 
@@ -130,10 +136,7 @@ class _Probe:
     def result(self, tokens):
         layers = self.layers if self.layers is not None else tuple(sorted(self.measured))
         if not self.seen:
-            raise ValueError(
-                "model: no layer called transformers' attention interface; is it a transformers ≥ 5.0 model "
-                "that supports attn_implementation?"
-            )
+            raise ValueError(_NO_INTERFACE)
         missing = [layer for layer in layers if layer not in self.measured]
         if missing or not layers:
             raise ValueError(f"layers is {layers}; the model's attention layers are {sorted(set(self.seen))}")
@@ -152,6 +155,8 @@ def _as_probed(model):
     training = [(module, module.training) for module in modules]
     configs = {id(config): config for config in (getattr(module, "config", None) for module in modules)}
     chosen = [(c, c._attn_implementation) for c in configs.values() if hasattr(c, "_attn_implementation_internal")]
+    if not chosen:
+        raise ValueError(_NO_INTERFACE)
     try:
         model.eval()
         for config, _ in chosen:
@@ -182,6 +187,8 @@ def _check_inputs(inputs, device):
     if 0 in ids.shape:
         raise ValueError(f"input_ids has shape {tuple(ids.shape)}: no text to measure")
     mask = inputs.get("attention_mask")
+    if mask is not None and not isinstance(mask, torch.Tensor):
+        raise TypeError(f"attention_mask is {type(mask).__name__}; expected a tensor of the shape of input_ids")
     if mask is not None and mask.shape != ids.shape:
         raise ValueError(
             f"attention_mask has shape {tuple(mask.shape)}; expected that of input_ids, {tuple(ids.shape)}"
@@ -199,7 +206,7 @@ def _check_lengths(lengths, tokens, smallest):
         lengths = [min(tokens)]
         while lengths[0] >= 32:
             lengths.insert(0, lengths[0] // 2)
-    lengths = tuple(lengths)
+    lengths = tuple(lengths) if isinstance(lengths, Iterable) else (lengths,)
     if not lengths or any(isinstance(n, bool) or not isinstance(n, int) for n in lengths):
         raise TypeError(f"lengths is {lengths!r}; expected numbers of tokens, e.g. (64, 128, 256)")
     if min(lengths) < smallest or max(lengths) > max(tokens):
@@ -211,13 +218,20 @@ def _check_lengths(lengths, tokens, smallest):
 
 
 def _device(model):
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model is {type(model).__name__}; expected a transformers model, as it is or under PEFT")
     return next(model.parameters()).device
 
 
-def _last_logit_only(model):
-    """Logits of one position instead of all, where the model offers it: nobody looks at them here."""
+def _extra(model, inputs):
+    """Positions that start at the first real token, as in generate; logits of one position, nobody looks at them."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(inner.forward).parameters else {}
+    accepted, extra = inspect.signature(inner.forward).parameters, {}
+    if "position_ids" in accepted and "position_ids" not in inputs and inputs.get("attention_mask") is not None:
+        extra["position_ids"] = (inputs["attention_mask"].long().cumsum(-1) - 1).clamp(min=0)
+    if "logits_to_keep" in accepted:
+        extra["logits_to_keep"] = 1
+    return extra
 
 
 def _mean(value, counted):

@@ -51,6 +51,11 @@ def fit_growth(T, S, *, bootstrap: int = 2000, confidence: float = 0.95, seed: i
         raise ValueError(f"T, S: expected (k,) and (texts, k), got {tuple(T.shape)} and {tuple(S.shape)}")
     if not (T > 0).all() or len(T.unique()) < 2:
         raise ValueError(f"T: expected at least two different lengths > 0, got {T.tolist()}")
+    if not 0 < confidence < 1 or bootstrap < 1:
+        raise ValueError(
+            f"confidence, bootstrap: expected a share between 0 and 1 and at least one resampling, got {confidence} and"
+            f" {bootstrap}"
+        )
     if not S.isfinite().all():
         raise ValueError("S: holds NaN or Inf (a text shorter than the longest length?)")
     x = T.log() - T.log().mean()

@@ -15,6 +15,8 @@ def page(a: int, b: int, exact: bool = False) -> float:
     a, b = sorted((a, b))
     if a < 1:
         raise ValueError(f"a, b: dimensions are at least 1, got {a} and {b}")
+    if a == 1:
+        return 0.0
     if not exact:
         return log(a) - a / (2 * b)
     ends = torch.tensor([a * b + 1, b + 1], dtype=torch.float64).digamma()

@@ -30,7 +30,7 @@ def gaussian_null(update: Update | tuple[int, int], *, rank=None, draws=8, seed=
     """
     if isinstance(update, (LoRAUpdate, MPSUpdate)):
         rank = update.rank
-    m, n = update if isinstance(update, tuple) else update.shape
+    m, n = _shape_of(update)
     generator = _generator(draws, seed)
 
     def draw():
@@ -47,9 +47,9 @@ def haar_null(update: Update, *, draws=8, seed=0, **options) -> Null:
     What the bonds off the row|column cut have beyond it is not explained by the spectrum at the cut. Factored
     updates stay factored: frames of m×r and r×n. Arguments as for ``gaussian_null``.
     """
+    m, n = _shape_of(update)
     with torch.no_grad():
         p = entanglement_profile(update, sites=options.get("sites")).cut_probabilities.cpu()
-    m, n = update.shape
     generator = _generator(draws, seed)
     dtype = torch.float32 if isinstance(update, Tensor) else torch.float64
     sigma = p.sqrt().to(dtype)
@@ -66,6 +66,13 @@ def causal_uniform(T: int) -> float:
     A = torch.ones(T, T, dtype=torch.float64).tril() / torch.arange(1, T + 1, dtype=torch.float64)[:, None]
     p = torch.linalg.svdvals(A).square()
     return torch.special.entr(p / p.sum()).sum().item()
+
+
+def _shape_of(update) -> tuple[int, int]:
+    shape = update if isinstance(update, tuple) else getattr(update, "shape", None)
+    if shape is None or len(shape) != 2:
+        raise TypeError(f"update: expected one update or a shape (m, n), got {update!r:.80}")
+    return shape
 
 
 def _null(draw, draws: int, options: dict) -> Null:

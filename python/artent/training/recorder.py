@@ -2,16 +2,22 @@
 
 import time
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from statistics import fmean
 
 import torch
 
-from artent.attention import attention_entanglement
+from artent.attention import AttentionEntanglement, attention_entanglement
 from artent.checkpoints import profile_updates, read_updates
 from artent.peft_updates import adapted_layers
+from artent.profile import EntanglementProfile
 from artent.records import RecordWriter
 from artent.weights import snapshot, unwrap
+
+# What records hold besides their context.
+_MEASURED = {field.name for kind in (EntanglementProfile, AttentionEntanglement) for field in fields(kind)}
+_TAKEN = _MEASURED - {"method"} | {"estimator", "kind", "module", "seconds", "step"}
 
 
 class EntanglementRecorder:
@@ -80,10 +86,14 @@ class EntanglementRecorder:
             raise ValueError("nothing to measure: internal=False, and no probe or external=False")
         if not isinstance(out, str | Path | RecordWriter | None):
             raise TypeError(f"out must be a path or a RecordWriter, not {type(out).__name__}")
+        if not isinstance(model, torch.nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
         self.model = unwrap(model)
         self.targets, self.every = targets, every
         self.probe, self.lengths = probe, lengths
         self.context = dict(context or {})
+        if taken := sorted(_TAKEN & self.context.keys()):
+            raise ValueError(f"context: {', '.join(taken)} would overwrite what is measured; name them otherwise")
         self.summary, self.unchanged = {}, ()
         self.base = base
         if self.internal and base is None and not adapted_layers(self.model):
@@ -126,8 +136,8 @@ class EntanglementRecorder:
         updates = _changed(read_updates(self.model, self.base, targets=self.targets), unchanged)
         profiles = profile_updates(updates)
         self.unchanged = tuple(unchanged)
-        head = {**self.context, "kind": "profile", "step": step}  # a context's "method" is the run's: it wins
-        records = [{**profile.to_dict(), **head, "module": name} for name, profile in profiles.items()]
+        head = {**self.context, "kind": "profile", "step": step}
+        records = [{**head, "module": name, **profile.to_dict()} for name, profile in profiles.items()]
         for record in records:
             record["seconds"] = (time.perf_counter() - start) / len(records)
         if profiles:
@@ -140,7 +150,7 @@ class EntanglementRecorder:
         attention = attention_entanglement(self.model, self.probe, lengths=self.lengths)
         longest = attention.lengths.index(max(attention.lengths))
         self.summary["s_ext"] = attention.s_ext[longest].nanmean().item()  # NaN: a text shorter than that
-        record = {**attention.to_dict(), **self.context, "kind": "attention", "step": step}
+        record = {**self.context, "kind": "attention", "step": step, **attention.to_dict()}
         return {**record, "seconds": time.perf_counter() - start}
 
 

@@ -1,6 +1,7 @@
 """attn_implementation="artent": sdpa's outputs, and the statistics of eager's matrices."""
 
 import artent.attention.implementation as implementation
+import peft
 import pytest
 import torch
 from transformers import DynamicCache, StaticCache
@@ -203,7 +204,6 @@ def test_gradient_checkpointing_counts_each_layer_once(tiny, ids, reentrant):
 
 
 def test_under_peft(tiny, ids, padding):
-    peft = pytest.importorskip("peft")
 
     def adapted(name):
         torch.manual_seed(3)

@@ -4,8 +4,10 @@ import json
 
 import artent
 import artent.attention.measure as measure
+import peft
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 LENGTHS = (4, 9)
 
@@ -118,7 +120,6 @@ def test_bfloat16_is_near_float32(tiny, ids):
 
 
 def adapted(model, **options):
-    peft = pytest.importorskip("peft")
     torch.manual_seed(3)
     config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], lora_dropout=0.5, **options)
     return peft.get_peft_model(model, config)
@@ -226,9 +227,9 @@ def test_models_that_cannot_be_measured(tiny, ids):
     with pytest.raises(ValueError, match="layer 1 holds NaN"):
         artent.attention_entanglement(broken, ids)
 
-    virtual = pytest.importorskip("peft").PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    virtual = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
     with pytest.raises(ValueError, match="virtual tokens"):
-        artent.attention_entanglement(pytest.importorskip("peft").get_peft_model(tiny("sdpa"), virtual), ids)
+        artent.attention_entanglement(peft.get_peft_model(tiny("sdpa"), virtual), ids)
 
     class Plain(torch.nn.Linear):
         def forward(self, input_ids, **_):
@@ -236,3 +237,27 @@ def test_models_that_cannot_be_measured(tiny, ids):
 
     with pytest.raises(ValueError, match="attention interface"):
         artent.attention_entanglement(Plain(2, 2), ids)
+
+
+def test_left_padding_of_a_model_with_absolute_positions_is_no_shift():
+    config = GPT2Config(vocab_size=40, n_positions=64, n_embd=32, n_layer=2, n_head=4)
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(config).eval()
+    ids = torch.randint(0, 40, (1, 12))
+    alone = artent.attention_entanglement(model, ids, lengths=12)
+    padded = torch.cat([torch.zeros(1, 9, dtype=torch.long), ids], 1)
+    mask = torch.cat([torch.zeros(1, 9, dtype=torch.long), torch.ones_like(ids)], 1)
+    beside = artent.attention_entanglement(model, {"input_ids": padded, "attention_mask": mask}, lengths=12, layers=1)
+    torch.testing.assert_close(beside.s_ext[:, 0], alone.s_ext[:, 1], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "message"),
+    [
+        ("a/path", torch.ones(1, 4).long(), "model is str"),
+        (None, {"input_ids": torch.ones(1, 4).long(), "attention_mask": [1, 1, 1, 1]}, "attention_mask is list"),
+    ],
+)
+def test_inputs_of_the_wrong_kind(tiny, model, inputs, message):
+    with pytest.raises(TypeError, match=message):
+        artent.attention_entanglement(model or tiny("sdpa"), inputs)
