@@ -11,7 +11,7 @@ import json
 import os
 import platform
 from statistics import median
-from time import perf_counter
+from time import perf_counter, sleep
 
 import torch
 from bench_profile import check, exact, gaussian, ours, quimb, svd_per_bond, tenpy
@@ -56,9 +56,13 @@ def times(mine, update, peer, rounds):
 
 
 def _time(function, update):
-    start = perf_counter()
-    function(update)
-    return perf_counter() - start
+    """Seconds a call, over at least a fifth of a second of calls."""
+    sleep(0.3)  # the threads of the library that ran before spin for a while: let them come to rest
+    start, calls = perf_counter(), 0
+    while (took := perf_counter() - start) < 0.2:
+        function(update)
+        calls += 1
+    return took / calls
 
 
 def main():

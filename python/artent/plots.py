@@ -45,7 +45,7 @@ def profile(profile, ax=None, *, nulls=None, label=None):
     )
     for colour, (name, null) in zip(COLOURS[1:] * (len(nulls or {}) + 1), (nulls or {}).items()):
         mean = getattr(null, "mean", null)
-        ax.plot(bonds, mean, color=colour, linestyle="--", linewidth=1.5, label=name)
+        ax.plot(bonds, mean, color=colour, linestyle="--", linewidth=1.2, zorder=4, label=name)  # seen over a match
         if hasattr(null, "std"):
             low, high = ([x + sign * d for x, d in zip(mean, null.std)] for sign in (-1, 1))
             ax.fill_between(bonds, low, high, color=colour, alpha=0.15, linewidth=0)
@@ -66,13 +66,11 @@ def _mark_cut(ax, profile):
     cut, top, bottom = profile.cut, float(profile.max_entropy), float(profile.cut_entropy)
     ax.axvline(cut, color="0.75", linewidth=0.8, zorder=0)
     small = {"textcoords": "offset points", "fontsize": "small", "color": "0.35"}
-    above = ("data", "axes fraction")
-    ax.annotate("row|column cut", (cut, 1), xycoords=above, xytext=(0, 2), ha="center", va="bottom", **small)
+    foot = ("data", "axes fraction")
+    ax.annotate("row|column cut", (cut, 0), xycoords=foot, xytext=(4, 4), ha="left", va="bottom", **small)
     if top - bottom > 0.05 * top:
         ax.annotate("", (cut, bottom), (cut, top), arrowprops={"arrowstyle": "<->", "color": "0.35", "shrinkA": 0})
-        box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
-        middle = (cut, (top + bottom) / 2)
-        ax.annotate(f"valley {top - bottom:.2f}", middle, xytext=(0, 0), ha="center", va="center", bbox=box, **small)
+        ax.annotate(f"valley {top - bottom:.2f}", (cut, bottom), xytext=(0, -6), ha="center", va="top", **small)
 
 
 def chart(spec, ax=None):

@@ -14,7 +14,9 @@ from torch import Tensor
 from artent.sites import Chain
 
 # Up to this size of the smaller side everything is done in float64, whatever the input; it costs little there.
-_DOUBLE_SIZE = 512
+_DOUBLE_SIZE = 256
+# Gram matrices above this size are multiplied out by halves; below it the products get too small to be fast.
+_GRAM_SIZE = 512
 # A float32 ladder is redone in float64 where the bound on its entropy error (nats) exceeds this. The error observed
 # is a tenth of the bound.
 _TOLERANCE = 1e-4
@@ -146,7 +148,7 @@ def _ladder(X: Tensor, D: int, sites: tuple[int, ...], on_left: bool) -> list[Te
 def _gram(M: Tensor) -> Tensor:
     """M Mᵀ. Of a large one only the lower half is multiplied out: three of four quarters, and so on within two."""
     size = M.shape[-2]
-    if size <= _DOUBLE_SIZE:
+    if size <= _GRAM_SIZE:
         return M @ M.mT
     top, bottom = M.split([size // 2, size - size // 2], -2)
     corner = bottom @ top.mT

@@ -26,8 +26,13 @@ def run_study(config, folder, resume=False):
     Stages that ``folder`` already holds are not run again with ``resume``. Raises FileExistsError for a folder in
     use without ``resume``, ValueError for one of another configuration.
     """
+    from artent.study.report import write_report
+
     started = time.perf_counter()
     store = Store(folder, config, resume)
+    if {(BASE, config.base_seed), *((method.name, seed) for method, seed in config.runs)} <= store.done:
+        store.close()
+        return write_report(store.folder)
     try:
         old, new = english(config.context, config.held_out), source(config.context, config.held_out)
         store.writer.write(setup_record(config, old, new, resumed=resume))
@@ -39,8 +44,6 @@ def run_study(config, folder, resume=False):
         store.writer.write({"kind": "finished", "seconds": time.perf_counter() - started})
     finally:
         store.close()
-    from artent.study.report import write_report
-
     return write_report(store.folder)
 
 
