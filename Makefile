@@ -36,7 +36,8 @@ format: $(VENV)/.ready ## put everything in style
 	$(BIN)/clang-format -i $(CPP)
 
 bench: $(VENV)/.built bench-requirements ## compare with peers, side by side (a quiet machine, minutes)
-	$(BIN)/python benchmarks/tables.py
+	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/profile_table.py --json benchmarks/results/cpu-profile.json
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest benchmarks/bench_attention.py --benchmark-columns=median,iqr,rounds
 
 bench-requirements: $(VENV)/.ready
 	$(BIN)/python -m pip install -r benchmarks/requirements.txt

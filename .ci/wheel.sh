@@ -21,3 +21,13 @@ profile = artent.entanglement_profile(torch.randn(8, 8))
 print("wheel.sh: installed wheel works,", artent_ext.build_info()["version"], list(stats.entropy.shape), profile.cut)
 ' "$out/site"
 PYTHONPATH=$out/site "$python" -m artent.cli --help >/dev/null
+
+# Python started in a checkout where nothing was built sees its artent_ext first, and takes the installed library.
+mkdir checkout
+git -C "$root" archive HEAD artent_ext | tar -x -C checkout
+cd checkout
+PYTHONPATH=$out/site "$python" -c '
+import artent_ext, pathlib
+assert pathlib.Path(artent_ext.__file__).is_relative_to(pathlib.Path.cwd()), artent_ext.__file__
+print("wheel.sh: so does a checkout beside it,", artent_ext.build_info()["version"])
+'
