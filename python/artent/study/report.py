@@ -138,7 +138,7 @@ def _setup(s):
     setup, c = s.setup, s.config
     stages = (f"{s.labels.get(m, 'pretraining')}, seed {seed}: {took:.0f} s" for (m, seed), took in s.seconds.items())
     rates = ", ".join(f"{m.label} {m.learning_rate:g}" for m in c.methods)
-    yield "Configuration", c.name + (f" (resumed {s.resumed} times)" if s.resumed else "")
+    yield "Configuration", c.name + (f" (resumed {s.resumed} time{'s' * (s.resumed > 1)})" if s.resumed else "")
     for key, words in (("old", "Pretrained on"), ("new", "Fine-tuned on")):
         name, size, fingerprint = setup["texts"][key]
         yield words, f"{name}: {size / 1e6:.2f} MB, fingerprint {fingerprint}, {c.held_out:.0%} held out"
@@ -147,7 +147,7 @@ def _setup(s):
     yield "Trained weights", f"full FT all, LoRA {', '.join(c.targets)} with α = 2r"
     yield "Seeds", f"{', '.join(map(str, c.seeds))} (data order and adapter); base model {c.base_seed}"
     yield "Versions", ", ".join(f"{name} {version}" for name, version in setup["versions"].items())
-    yield "Machine", f"{setup['machine']}; begun {setup['time']}"
+    yield "Machine", f"{setup['machine']}; begun {s.begun}"
     yield "Wall time", f"{sum(s.seconds.values()):.0f} s: {'; '.join(stages)}"
 
 

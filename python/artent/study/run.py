@@ -35,7 +35,7 @@ def run_study(config, folder, resume=False):
         return write_report(store.folder)
     try:
         old, new = english(config.context, config.held_out), source(config.context, config.held_out)
-        store.writer.write(setup_record(config, old, new, resumed=resume))
+        store.writer.write(setup_record(config, old, new))
         with finetune.quiet() as scratch:
             study = _Study(config, store, old, new, scratch)
             study.pretrain()
@@ -47,7 +47,7 @@ def run_study(config, folder, resume=False):
     return write_report(store.folder)
 
 
-def setup_record(config, old, new, resumed):
+def setup_record(config, old, new):
     """Everything the numbers depend on that is not in the code."""
     texts = {key: [t.name, t.size, t.fingerprint] for key, t in (("old", old), ("new", new))}
     versions = {"artent": artent.__version__, "python": platform.python_version()}
@@ -59,7 +59,6 @@ def setup_record(config, old, new, resumed):
         "versions": versions,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch on {torch.get_num_threads()} threads",
         "time": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        "resumed": resumed,
     }
 
 

@@ -19,7 +19,7 @@ class Summary:
     """A study's records by what they are about. Only stages that are done count.
 
     Attributes:
-        config, setup: of the latest start.
+        config, setup: of the latest start. begun, resumed: when it first was, and how often it went on since.
         runs: ``[(method name, seed)]`` done.
         labels: method name → what readers see.
         profiles: ``{run: {module: {step: EntanglementProfile}}}``.
@@ -41,7 +41,7 @@ class Summary:
         self.seconds = {(r["method"], r["seed"]): r["seconds"] for r in records if r["kind"] == "done"}
         if not setups or not any(method == BASE for method, _ in self.seconds):
             raise ValueError("records: no finished pretraining among them; let the study run on with --resume")
-        self.setup, self.resumed = setups[-1], sum(bool(r["resumed"]) for r in setups)
+        self.setup, self.begun, self.resumed = setups[-1], setups[0]["time"], len(setups) - 1
         self.config = StudyConfig.from_dict(self.setup["config"])
         self.runs = [(m.name, seed) for m, seed in self.config.runs if (m.name, seed) in self.seconds]
         if not self.runs:
