@@ -20,7 +20,6 @@ help: ## list the commands
 
 demo: $(VENV)/.built ## run the quick study (≤ 4 minutes on 2 cores) and write its report
 	$(BIN)/artent study --config quick --out $(RUN) --resume
-	@echo "Report: $(RUN)/report.html"
 
 test: $(VENV)/.built ## run the tests that need no GPU
 	$(BIN)/python -m pytest

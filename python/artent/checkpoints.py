@@ -78,6 +78,8 @@ def read_updates(model_or_path, base=None, *, targets=None):
             return live_updates(model, layers, base, targets)
     elif isinstance(model_or_path, str | Path) and (Path(model_or_path) / "adapter_config.json").is_file():
         return folder_updates(model_or_path, base, targets)
+    if isinstance(model_or_path, str | Path) and not Path(model_or_path).exists():
+        raise FileNotFoundError(f"model_or_path: there is no file or folder {str(model_or_path)!r}")
     if base is None:
         raise ValueError(
             "base is missing: the model has no PEFT layers, so its update is the difference from the weights "

@@ -52,14 +52,23 @@ def _study(options):
     from artent.study.run import run_study
 
     config = named_config(options.config).override(options.set)
-    print(run_study(config, options.out, resume=options.resume))
+    _tell(run_study(config, options.out, resume=options.resume))
 
 
 def _report(options):
     from artent.study.report import write_report
 
     for run in options.runs:
-        print(write_report(run))
+        _tell(write_report(run))
+
+
+def _tell(page):
+    """The claims of a report, each with where it stands, and where to read on."""
+    from artent.study.report import findings_in
+
+    for found in findings_in(page.parent):
+        print(f"- {found.claim} ({found.standing})")
+    print(f"Report: {page}")
 
 
 if __name__ == "__main__":

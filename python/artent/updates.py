@@ -1,5 +1,6 @@
 """A weight update ΔW as an operator: a dense tensor, LoRA factors, or factors given as MPS cores."""
 
+import warnings
 from dataclasses import dataclass
 from math import isfinite
 from numbers import Real
@@ -135,6 +136,12 @@ def _check_pair(B: Tensor, A: Tensor, scaling) -> None:
         raise ValueError(
             f"B, A: ranks do not match: B is {tuple(B.shape)} and A is {tuple(A.shape)},"
             f" expected (m, r) and (r, n){swapped}"
+        )
+    if B.shape[1] > max(B.shape[0], A.shape[1]):
+        warnings.warn(
+            f"rank {B.shape[1]} exceeds both sides of the {B.shape[0]}×{A.shape[1]} update: are B and A swapped? "
+            "(B is (m, r), A is (r, n))",
+            stacklevel=4,
         )
     if B.device != A.device:
         raise ValueError(f"B, A: on different devices, {B.device} and {A.device}")

@@ -150,5 +150,8 @@ def test_report_without_enough_to_tell(study, records, tmp_path):
 
 def test_report_command_prints_the_page(study, capsys):
     assert main(["report", str(study)]) == 0
-    assert capsys.readouterr().out.strip() == str(study / "report.html")
+    *claims, last = capsys.readouterr().out.strip().splitlines()
+    assert last == f"Report: {study / 'report.html'}"
+    assert len(claims) == 8
+    assert all(claim.startswith("- ") and claim.endswith(")") for claim in claims)
     assert write_report(study, draw_figures=False) == study / "report.html"

@@ -7,6 +7,7 @@ import torch
 from artent import theory
 from artent.study import findings
 
+FULL = (0.2, 0.0, 0.01)  # depth, null depth and spread of full FT
 NULLS = {"uniform causal mask": 0.17, "local window": 0.98}
 
 
@@ -28,10 +29,15 @@ def growth(*curves):
         ),
         (findings.rank_bound([-0.3, -1e-9, 1e-9]), "All 3 LoRA profiles respect", "measured here"),
         (findings.rank_bound([-0.3, 0.2]), "1 of 2 LoRA profiles exceed", "fault"),
-        (findings.valley(0.2, {"LoRA r = 4": (1.4, 1.6, 0.02)}), "full FT's differ", "as in the paper"),
+        (findings.valley(FULL, {"LoRA r = 4": (1.9, 1.6, 0.02)}), "full FT's is shallower", "as in the paper"),
+        (findings.valley(FULL, {"LoRA r = 4": (1.7, 1.6, 0.02)}), "full FT's is shallower", "measured here"),
         (findings.valley(None, {"LoRA r = 4": (1.4, 1.6, 0.02)}), "LoRA's updates have", "as in the paper"),
-        (findings.valley(1.5, {"LoRA r = 4": (1.4, 1.6, 0.02)}), "does not set LoRA apart", "not as in the paper"),
-        (findings.valley(0.2, {"LoRA r = 4": (0.01, 1.6, 0.02)}), "No entanglement valley", "not as in the paper"),
+        (
+            findings.valley((1.5, 0.0, 0.01), {"LoRA r = 4": (1.4, 1.6, 0.02)}),
+            "does not set LoRA apart",
+            "not as in the paper",
+        ),
+        (findings.valley(FULL, {"LoRA r = 4": (0.01, 1.6, 0.02)}), "No entanglement valley", "not as in the paper"),
         (findings.rank_use({"LoRA r = 4": (2.0, 4)}), "a part of the rank", "measured here"),
         (findings.rank_use({"LoRA r = 4": (3.9, 4)}), "nearly all", "measured here"),
         (findings.rank_use({"LoRA r = 4": (3.9, 4), "LoRA r = 16": (6.0, 16)}), "depends on the rank", "measured here"),
@@ -46,8 +52,10 @@ def growth(*curves):
         (findings.no_hair(5.0, 1.0, "no verdict"), "attention more than in the updates", "measured here"),
         (findings.no_hair(1.0, 1.0, "no verdict"), "no more than seeds do", "measured here"),
         (findings.no_hair(None, 1.0, "not enough data"), "No comparison", "not enough data"),
+        (findings.off_cut({"full FT": (0.02, 0.03), "LoRA r = 4": (0.06, 0.13)}), "follows from", "measured here"),
+        (findings.off_cut({"full FT": (0.02, 0.03), "LoRA r = 4": (0.3, 0.9)}), "hold more", "measured here"),
         (findings.attention_drift({"full FT": 0.01}), "hardly moved", "measured here"),
-        (findings.attention_drift({"full FT": 0.01, "LoRA": 0.2}), "moved attention's", "measured here"),
+        (findings.attention_drift({"full FT": 0.01, "LoRA": 0.2}), "moved attention's row", "measured here"),
     ],
 )
 def test_words_follow_numbers(made, claim, standing):
@@ -56,8 +64,8 @@ def test_words_follow_numbers(made, claim, standing):
 
 
 def test_a_valley_that_random_factors_share_is_called_the_ranks():
-    shared = findings.valley(0.2, {"LoRA r = 4": (1.6, 1.6, 0.02)}).detail
-    deeper = findings.valley(0.2, {"LoRA r = 4": (1.9, 1.6, 0.02)}).detail
+    shared = findings.valley(FULL, {"LoRA r = 4": (1.6, 1.6, 0.02)}).detail
+    deeper = findings.valley(FULL, {"LoRA r = 4": (1.9, 1.6, 0.02)}).detail
     assert "the rank alone accounts for it" in shared
     assert "LoRA r = 4: deeper than the rank alone makes it" in deeper
 

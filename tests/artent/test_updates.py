@@ -74,3 +74,8 @@ def test_bad_input_is_named(case):
     call, error, words = BAD[case]
     with pytest.raises(error, match=words):
         call()
+
+
+def test_factors_that_look_swapped_are_questioned():
+    with pytest.warns(UserWarning, match="are B and A swapped"):
+        LoRAUpdate(torch.ones(2, 64), torch.ones(64, 2))

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Finding", "attention_drift", "growth", "learning", "no_hair", "rank_bound", "rank_use", "valley"]
+__all__ = ["Finding", "attention_drift", "growth", "learning", "no_hair", "off_cut", "rank_bound", "rank_use", "valley"]
 
 SAME, OTHER, OPEN, FAULT, OURS = "as in the paper", "not as in the paper", "not enough data", "fault", "measured here"
 SHALLOW = 0.05  # nats: a dip smaller than this is no valley
+FOLLOWS = 0.2  # nats: a profile nearer than this to its Haar null at every bond has little beyond its spectrum
 ALIKE = 0.05  # exponents c closer than this are not told apart, however narrow the interval over texts
 
 
@@ -55,9 +56,10 @@ def rank_bound(excesses):
 
 
 def valley(full, lora):
-    """``full``: mean depth of full FT, or None; ``lora``: ``{label: (depth, null depth, null spread)}``; nats."""
-    told = "; ".join(f"{label}: {depth:.2f} (random factors {null:.2f})" for label, (depth, null, _) in lora.items())
-    detail = f"Depth at the row|column cut, nats: {told}" + (f"; full FT: {full:.2f}." if full is not None else ".")
+    """``full``: (depth, null depth, null spread) of full FT, or None; ``lora``: ``{label: the same}``; nats, means."""
+    rows = {**lora, **({"full FT": full} if full is not None else {})}
+    told = "; ".join(f"{label}: {depth:.2f} (random {null:.2f})" for label, (depth, null, _) in rows.items())
+    detail = f"Depth at the row|column cut, nats, means over modules and seeds: {told}."
     if all(depth <= SHALLOW for depth, *_ in lora.values()):
         return Finding("No entanglement valley in LoRA's updates", detail, OTHER)
     deeper = [label for label, (depth, null, spread) in lora.items() if depth > null + 2 * spread]
@@ -67,9 +69,27 @@ def valley(full, lora):
         detail += " Random factors of the same rank have one as deep, so the rank alone accounts for it."
     if full is None:
         return Finding("LoRA's updates have an entanglement valley", detail, SAME)
-    if all(depth > full + SHALLOW for depth, *_ in lora.values()):
-        return Finding("LoRA's updates have an entanglement valley, full FT's differ", detail, SAME)
-    return Finding("A valley, but it does not set LoRA apart from full FT", detail, OTHER)
+    if not all(depth > full[0] + SHALLOW for depth, *_ in lora.values()):
+        return Finding("A valley, but it does not set LoRA apart from full FT", detail, OTHER)
+    claim = "LoRA's updates have an entanglement valley, full FT's is shallower"
+    if min(depth - null for depth, null, _ in lora.values()) > full[0] - full[1]:
+        return Finding(claim, detail, SAME)
+    detail += (
+        " In excess of random matrices of its shape, full FT's is as deep as theirs or deeper: what sets them apart in "
+        "depth is largely the rank."
+    )
+    return Finding(claim, detail, OURS)
+
+
+def off_cut(gaps):
+    """``gaps``: ``{label: (mean, largest)}`` over profiles of max_l |S(l) − Haar(l)|, nats."""
+    told = "; ".join(f"{label}: {mean:.2f} (at most {most:.2f})" for label, (mean, most) in gaps.items())
+    detail = (
+        f"Largest distance from random singular vectors with the same singular values, nats, mean over modules: {told}."
+    )
+    if max(most for _, most in gaps.values()) < FOLLOWS:
+        return Finding("The whole profile follows from the spectrum at the cut", detail, OURS)
+    return Finding("Off the cut, profiles hold more than the spectrum at it", detail, OURS)
 
 
 def rank_use(used):
@@ -82,7 +102,7 @@ def rank_use(used):
         claim = "The updates use nearly all the rank they were given"
     else:
         claim = "How much of its rank an update uses depends on the rank"
-    return Finding(claim, f"Effective rank exp S at the row|column cut. {told}.", OURS)
+    return Finding(claim, f"Effective rank exp S at the row|column cut, means over modules and seeds. {told}.", OURS)
 
 
 def growth(fit, nulls):
@@ -117,7 +137,7 @@ def no_hair(r_ext, r_int, judged):
         f"(medians over modules and heads, at matched steps). Verdict on no-hair: {judged}."
     )
     if r_int > 2 > r_ext:
-        claim = "Methods tell in the updates more than in attention"
+        claim = "So far, methods tell in the updates more than in attention"
     elif r_ext >= 2 and r_int >= 2:
         claim = "Methods tell in the updates and in attention"
     elif r_ext >= 2:
@@ -131,8 +151,9 @@ def attention_drift(changes):
     """``changes``: ``{label: mean relative change of row entropies against the base}``."""
     told = "; ".join(f"{label}: {100 * change:.1f} %" for label, change in changes.items())
     small = max(changes.values()) < 0.05
-    claim = "Fine-tuning hardly moved attention's entropies" if small else "Fine-tuning moved attention's entropies"
-    return Finding(claim, f"Mean relative change of a head's row entropy against the base: {told}.", OURS)
+    claim = "Fine-tuning hardly moved the row entropies" if small else "Fine-tuning moved attention's row entropies"
+    detail = f"Mean relative change of a head's Shannon entropy a row (not S_ext) against the base: {told}."
+    return Finding(claim, detail, OURS)
 
 
 def _list(labels):

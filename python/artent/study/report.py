@@ -26,16 +26,25 @@ def write_report(folder, draw_figures=True):
     records, ValueError without a finished pretraining or any finished fine-tuning.
     """
     folder = Path(folder)
-    records = folder / "results.jsonl"
-    if not records.exists():
-        raise FileNotFoundError(f"run: {folder} holds no results.jsonl; it should be the --out folder of a study")
-    summary = Summary(read_records(records))
+    summary = _summary(folder)
     charts = figures.charts(summary)
     page = folder / "report.html"
     page.write_text(render(summary, charts), encoding="utf-8")
     if draw_figures:
         _png(summary, charts, folder / "figures")
     return page
+
+
+def findings_in(folder):
+    """The findings of the study in ``folder``, as on its page. Raises as ``write_report`` does."""
+    return findings_of(_summary(Path(folder)))
+
+
+def _summary(folder):
+    records = folder / "results.jsonl"
+    if not records.exists():
+        raise FileNotFoundError(f"run: {folder} holds no results.jsonl; it should be the --out folder of a study")
+    return Summary(read_records(records))
 
 
 def render(s, charts):
@@ -72,8 +81,9 @@ def findings_of(s):
     full = next((m for m in s.methods if m.rank is None), None)
     told = []
     if lora:
-        depths = {m.label: (s.mean_last(m.name, "valley_depth"), *s.null_depth(m.name)) for m in lora}
-        told.append(findings.valley(s.mean_last(full.name, "valley_depth") if full else None, depths))
+        depths = {m: (s.mean_last(m.name, "valley_depth"), *s.null_depth(m.name)) for m in s.methods}
+        told.append(findings.valley(depths.get(full), {m.label: depths[m] for m in lora}))
+        told.append(findings.off_cut({m.label: s.haar_gap(m.name) for m in s.methods}))
         told.append(findings.rank_use({m.label: (s.mean_last(m.name, "effective_rank"), m.rank) for m in lora}))
     nulls = {"untrained model": s.fits["untrained"]["c"], **{name: s.fits[name]["c"] for name in s.growth_nulls}}
     told.append(findings.growth(s.fits["base"], nulls))

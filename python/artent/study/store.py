@@ -39,8 +39,10 @@ class Store:
         path = self.folder / "results.jsonl"
         if self.folder.exists() and any(self.folder.iterdir()) and not resume:
             raise FileExistsError(
-                f"out: {self.folder} is not empty. Give --resume to go on with the study in it, or another --out"
+                f"out: {self.folder} is not empty. Give --resume to go on with a study in it, or another --out"
             )
+        if resume and self.folder.exists() and any(self.folder.iterdir()) and not path.exists():
+            raise FileExistsError(f"out: {self.folder} holds files but no study to resume; choose another --out")
         earlier = read_records(path) if path.exists() else []
         for setup in (r for r in earlier if r["kind"] == "setup"):
             _same_config(self.folder, setup["config"], config.to_dict())

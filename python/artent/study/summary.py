@@ -94,16 +94,28 @@ class Summary:
         runs = [(method, seed) for seed in self.seeds(method)]
         return fmean(float(getattr(self.last(run, module), quantity)) for run in runs for module in self.profiles[run])
 
-    def null_depth(self, method):
-        """Mean valley depth of Gaussian factors, and the mean spread of their entropy at the cut."""
-        pairs = [
+    def _beside_nulls(self, method):
+        """(last profile, its null record) of every module and seed."""
+        return [
             (self.last(run, module), null)
             for run in self.runs
             if run[0] == method
             for module, null in self.nulls[run].items()
         ]
+
+    def null_depth(self, method):
+        """Mean valley depth of Gaussian updates of the same shapes, and the mean spread of their entropy at the cut."""
+        pairs = self._beside_nulls(method)
         depth = fmean(max(null["gaussian"]) - null["gaussian"][p.cut - 1] for p, null in pairs)
         return depth, fmean(null["gaussian_spread"][p.cut - 1] for p, null in pairs)
+
+    def haar_gap(self, method):
+        """(mean, largest) over modules and seeds of max_l |S(l) − Haar(l)|, nats."""
+        gaps = [
+            max(abs(float(S) - haar) for S, haar in zip(p.entropy, null["haar"]))
+            for p, null in self._beside_nulls(method)
+        ]
+        return fmean(gaps), max(gaps)
 
     def bound_excesses(self):
         """max over bonds of S(l) − bound(l), for every profile of a LoRA run at every step."""

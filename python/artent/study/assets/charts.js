@@ -169,7 +169,9 @@ function drawDots(holder, spec) {
     for (const p of row.points || []) svgNode("circle", { cx: x(p), cy: y, r: 3.5, style: `fill:${paint(row.color)};opacity:.35` }, svg);
     if (row.interval) {
       const [low, high] = row.interval.map(x);
-      svgNode("line", { x1: low, x2: high, y1: y, y2: y, class: "interval", style: `stroke:${paint(row.color)}` }, svg);
+      const style = `stroke:${paint(row.color)}`;
+      svgNode("line", { x1: low, x2: high, y1: y, y2: y, class: "interval", style }, svg);
+      for (const end of [low, high]) svgNode("line", { x1: end, x2: end, y1: y - 8, y2: y + 8, class: "cap", style }, svg);
     }
     if (row.value === undefined) return;
     const dot = svgNode("circle", { cx: x(row.value), cy: y, r: 5.5, class: "dot", style: `fill:${paint(row.color)}` }, svg);
