@@ -63,4 +63,6 @@ $(VENV)/.built: $(VENV)/.ready $(NATIVE)
 	@$(BIN)/python -m pip install -v --no-build-isolation --no-deps -e . > $(VENV)/build.log 2>&1 & pid=$$!; \
 	  tail -f --pid=$$pid $(VENV)/build.log 2>/dev/null | grep --line-buffered -oE 'artent: building.*|^ *\[[0-9]+/[0-9]+\]|[^ ]+: (fatal )?error: .*' || true; \
 	  wait $$pid || { tail -n 40 $(VENV)/build.log; echo "The build failed; the whole log is $(VENV)/build.log"; exit 1; }
+	@# A path entry beside the editable install's hook: in the clone's parent, its folder would pass for the package.
+	@echo "$(CURDIR)/python" > "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/artent-source.pth"
 	@touch $@
