@@ -16,4 +16,22 @@ STABLE_TORCH_LIBRARY(artent, m) {
       "attention_stats_backward(Tensor? grad_lse, Tensor? grad_entropy, Tensor? grad_purity, Tensor query, Tensor key,"
       " Tensor lse, Tensor entropy, Tensor purity, Tensor? attn_mask, Tensor? key_range, int? diagonal, float scale)"
       " -> (Tensor grad_query, Tensor grad_key)");
+
+  // Randomized SVD of every matrix of A (B,m,n), §3; the algorithm: csrc/rsvd/rsvd.h. U (B,m,k), S (B,k), Vh (B,k,n)
+  // in float32 (float64 for float64 input), k = min(rank, m, n), sketched with min(rank + oversample, m, n) columns;
+  // residual (B) float64, ‖A − U S Vh‖_F². seed int64, (1) for all matrices or (B). A matrix that holds NaN or Inf
+  // gives NaN.
+  m.def(
+      "rsvd(Tensor A, int rank, int oversample, int power_iters, Tensor seed)"
+      " -> (Tensor U, Tensor S, Tensor Vh, Tensor residual)");
+  // Its parts, for operators and for matrices whose products belong to a library.
+  // Standard normals (len(seed), rows, cols), a function of (seed, row, column) alone.
+  m.def("rsvd_sketch(Tensor seed, int rows, int cols, ScalarType dtype) -> Tensor");
+  // Y (B,m,q) = Q R: Q like Y, orthonormal to rounding for rounds = 0, after that many rounds of clamped CholeskyQR
+  // otherwise; R (B,q,q) float64.
+  m.def("rsvd_orthonormalise(Tensor Y, int rounds, Tensor seed) -> (Tensor Q, Tensor R)");
+  // R (B,q,q) float64 = U diag(S) Vᵀ, S descending, by one-sided Jacobi.
+  m.def("rsvd_jacobi(Tensor R) -> (Tensor U, Tensor S, Tensor V)");
+  // ‖A − U diag(S) Vh‖_F² (B) float64, without storing the difference; 0 where `needed` (B, bool) is false.
+  m.def("rsvd_residual(Tensor A, Tensor U, Tensor S, Tensor Vh, Tensor needed) -> Tensor");
 }

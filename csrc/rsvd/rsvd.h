@@ -1,0 +1,33 @@
+// Randomized SVD of a batch of matrices (§3): what the CPU and CUDA kernels agree on.
+//
+// A is taken tall (m ≥ n; a wide one is read transposed). With Ω (n×q) standard normal from the counters
+// (seed, stream 0, row, column):
+//   Y = AΩ;  Q = orth(Y);  power_iters times: Q = orth(AQ') with Q' = orth(AᵀQ);  B = AᵀQ (n×q);
+//   B = Q₂R;  R = X Σ Wᵀ by one-sided Jacobi;  A ≈ (Q W) Σ (Q₂ X)ᵀ, of which the first k columns are returned.
+// Between products orth is one round of the clamped CholeskyQR below; the last Q, and Q₂, take rounds until the columns
+// are orthonormal to rounding.
+//
+// A round of clamped CholeskyQR, Y (m×q) → Q, R with Y = QR:
+//   G = YᵀY in float64;  D = diag(G)^½;  R̂ = chol(D⁻¹ G D⁻¹) in float64, a pivot below kPivotFloor raised to it;
+//   R = R̂ D;  Q = Y R⁻¹ by forward substitution in the working precision.
+// Prescaling takes out the grading of the columns (after a product most of their condition number). Where a pivot was
+// raised, the column is what is left of it outside the span of those before, too short but a fresh direction: the next
+// round scales and finishes it. A zero column gets normals (stream: kFillStream + round) and a zero column and row in
+// R.
+#pragma once
+
+#include <cstdint>
+
+namespace artent::rsvd {
+
+constexpr double kPivotFloor = 1e-12;  // residual 1e-6 of a column: above what a float64 Gram matrix can lose
+constexpr double kPivotEnough = 1e-2;  // all pivots above: one round was enough, κ ≲ 10
+constexpr int kMaxRounds = 6;          // of the rounds "until orthonormal" (CPU; CUDA runs a fixed kRounds)
+constexpr int kRounds = 3;
+constexpr uint32_t kFillStream = 1;
+
+// One-sided Jacobi: columns p, q count as orthogonal when |x_p·x_q| ≤ kJacobiTolerance·|x_p||x_q|.
+constexpr double kJacobiTolerance = 1e-15;
+constexpr int kJacobiSweeps = 30;
+
+}  // namespace artent::rsvd
