@@ -5,6 +5,7 @@
 #include <exception>
 #include <tuple>
 
+#include "../common/dispatch_cpu.h"
 #include "stats_args.h"
 #include "stats_cpu_kernel.h"
 
@@ -34,27 +35,11 @@ void for_each_block(int64_t batch, int64_t heads, int64_t count, const Body& bod
   STD_TORCH_CHECK(!failed, "attention_stats: out of memory for a tile of logits");
 }
 
-template <typename F>
-void dispatch(ScalarType type, const F& f) {
-  switch (type) {
-    case ScalarType::Float:
-      return f(float{});
-    case ScalarType::Double:
-      return f(double{});
-    case ScalarType::BFloat16:
-      return f(BFloat16{});
-    case ScalarType::Half:
-      return f(Float16{});
-    default:
-      STD_TORCH_CHECK(false, "attention_stats: unsupported dtype ", torch::headeronly::toString(type));
-  }
-}
-
 std::tuple<Tensor, Tensor, Tensor> attention_stats(Tensor query, Tensor key, std::optional<Tensor> attn_mask,
                                                    std::optional<Tensor> key_range, std::optional<int64_t> diagonal,
                                                    double scale) {
   const ForwardCall call(query, key, attn_mask, key_range, diagonal, scale);
-  dispatch(query.scalar_type(), [&](auto type) {
+  dispatch(query.scalar_type(), "attention_stats", [&](auto type) {
     using T = decltype(type);
     for_each_block<T>(call.p.shape.batch, call.p.shape.heads, blocks(call.p.shape.queries, kQueryTile),
                       [&](int64_t b, int64_t h, int64_t block, Workspace<T>& w) {
@@ -71,7 +56,7 @@ std::tuple<Tensor, Tensor> attention_stats_backward(std::optional<Tensor> grad_l
                                                     std::optional<int64_t> diagonal, double scale) {
   const BackwardCall call(grad_lse, grad_entropy, grad_purity, query, key, lse, entropy, purity, attn_mask, key_range,
                           diagonal, scale);
-  dispatch(query.scalar_type(), [&](auto type) {
+  dispatch(query.scalar_type(), "attention_stats", [&](auto type) {
     using T = decltype(type);
     for_each_block<T>(call.p.shape.batch, call.p.shape.heads, blocks(call.p.shape.queries, kQueryTile),
                       [&](int64_t b, int64_t h, int64_t block, Workspace<T>& w) {

@@ -50,6 +50,11 @@ inline Isa isa() {
   return value;
 }
 
+// Bytes of a vector register: what ARTENT_ISA_DISPATCH gives its bodies.
+inline int register_bytes() {
+  return isa() == Isa::avx512 ? 64 : isa() == Isa::avx2 ? 32 : 16;
+}
+
 }  // namespace artent
 
 // Defines `static void NAME(const ARGS& a)`, which runs BODY<bytes of a vector register>(a) compiled for the machine it

@@ -26,6 +26,12 @@ constexpr int kMaxRounds = 6;          // of the rounds "until orthonormal" (CPU
 constexpr int kRounds = 3;
 constexpr uint32_t kFillStream = 1;
 
+// The first round in which a raised pivot is rounding: a round resolves six digits of a column.
+template <typename R>
+constexpr int give_up = 1;
+template <>
+constexpr int give_up<double> = 2;
+
 // One-sided Jacobi: columns p, q count as orthogonal when |x_p·x_q| ≤ kJacobiTolerance·|x_p||x_q|.
 constexpr double kJacobiTolerance = 1e-15;
 constexpr int kJacobiSweeps = 30;

@@ -1,0 +1,153 @@
+// One round of the clamped CholeskyQR of rsvd.h: Gram matrix and Cholesky factor in float64, substitution in place.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+
+#include "../common/vec.h"
+#include "rsvd.h"
+
+namespace artent::rsvd {
+
+constexpr int64_t kGramRows = 64;   // rows of Y in float64 at a time: 64 × 40 × 8 bytes stay in the first-level cache
+constexpr int64_t kSolveRows = 32;  // rows copied aside while they are multiplied by an inverse in place
+
+// upper(G) (q×ld, rows contiguous) = upper(YᵀY) over rows first … last − 1; `wide` holds kGramRows×ld.
+template <typename R>
+struct Gram {
+  const R* y;
+  int64_t q, ld, first, last;
+  double* g;
+  double* wide;
+};
+
+template <int Bytes, int kVectors>
+ARTENT_INLINE void gram_block(const double* wide, int64_t rows, int64_t ld, int64_t i, int64_t j, double* g) {
+  using S = Simd<double, Bytes>;
+  using V = typename S::V;
+  constexpr int kRows = 4;
+  V acc[kRows][kVectors];
+  for (int r = 0; r < kRows; ++r)
+    for (int v = 0; v < kVectors; ++v) acc[r][v] = S::load(g + (i + r) * ld + j + v * S::lanes);
+  for (int64_t t = 0; t < rows; ++t) {
+    const double* y = wide + t * ld;
+    for (int v = 0; v < kVectors; ++v) {
+      const V b = S::load(y + j + v * S::lanes);
+      for (int r = 0; r < kRows; ++r) acc[r][v] += S::splat(y[i + r]) * b;
+    }
+  }
+  for (int r = 0; r < kRows; ++r)
+    for (int v = 0; v < kVectors; ++v) S::store(g + (i + r) * ld + j + v * S::lanes, acc[r][v]);
+}
+
+// g has ceil(q/4)·4 rows: the four rows of a block may reach past q, into columns of zeros.
+template <int Bytes, typename R>
+ARTENT_INLINE void gram_body(const Gram<R>& p) {
+  constexpr int64_t lanes = Simd<double, Bytes>::lanes;
+  const int64_t height = (p.q + 3) / 4 * 4;
+  for (int64_t i = 0; i < height * p.ld; ++i) p.g[i] = 0;
+  for (int64_t begin = p.first; begin < p.last; begin += kGramRows) {
+    const int64_t rows = std::min(kGramRows, p.last - begin);
+    const R* y = p.y + begin * p.ld;
+    for (int64_t i = 0; i < rows * p.ld; ++i) p.wide[i] = double(y[i]);
+    for (int64_t i = 0; i < height; i += 4) {
+      int64_t j = i / lanes * lanes;
+      for (; j + 3 * lanes <= p.ld; j += 3 * lanes) gram_block<Bytes, 3>(p.wide, rows, p.ld, i, j, p.g);
+      for (; j < p.ld; j += lanes) gram_block<Bytes, 1>(p.wide, rows, p.ld, i, j, p.g);
+    }
+  }
+}
+
+ARTENT_ISA_DISPATCH(gram, Gram<float>, gram_body)
+ARTENT_ISA_DISPATCH(gram, Gram<double>, gram_body)
+
+// In place: upper(G) becomes R = chol(D⁻¹GD⁻¹)·D with raised pivots, or zero rows where `drop` says that a pivot which
+// would have to be raised is rounding. Columns of zero norm get a zero row too.
+struct Cholesky {
+  double* g;  // q×ld
+  int64_t q, ld;
+  bool drop;
+  double* scale;  // (q), overwritten: the columns' norms
+  double* pivot;  // (1), out: the smallest pivot; 0 if a row is zero
+};
+
+template <int Bytes>
+ARTENT_INLINE void cholesky_body(const Cholesky& p) {
+  double smallest = 1;
+  for (int64_t j = 0; j < p.q; ++j) {
+    const double norm2 = p.g[j * p.ld + j];
+    p.scale[j] = norm2 > 0 ? std::sqrt(norm2) : 0;
+  }
+  for (int64_t i = 0; i < p.q; ++i) {
+    double* row = p.g + i * p.ld;
+    const double inverse = p.scale[i] > 0 ? 1 / p.scale[i] : 0;
+    for (int64_t j = i; j < p.q; ++j) row[j] *= p.scale[j] > 0 ? inverse / p.scale[j] : 0;
+  }
+  for (int64_t i = 0; i < p.q; ++i) {
+    double* row = p.g + i * p.ld;
+    for (int64_t k = 0; k < i; ++k) {
+      const double* above = p.g + k * p.ld;
+      const double factor = above[i];
+      for (int64_t j = i; j < p.q; ++j) row[j] -= factor * above[j];
+    }
+    if (p.scale[i] == 0 || (p.drop && row[i] <= kPivotFloor)) {
+      for (int64_t j = i; j < p.q; ++j) row[j] = 0;
+      smallest = 0;
+      continue;
+    }
+    const double pivot = row[i] > kPivotFloor ? row[i] : kPivotFloor;
+    smallest = pivot < smallest ? pivot : smallest;
+    const double inverse = 1 / std::sqrt(pivot);
+    row[i] = pivot;
+    for (int64_t j = i; j < p.q; ++j) row[j] *= inverse;
+  }
+  for (int64_t i = 0; i < p.q; ++i)
+    for (int64_t j = i; j < p.q; ++j) p.g[i * p.ld + j] *= p.scale[j];
+  *p.pivot = smallest;
+}
+
+ARTENT_ISA_DISPATCH(cholesky, Cholesky, cholesky_body)
+
+// Rows first … last − 1 of Y become those of Y R⁻¹, by substitution. r (q×ld) in the working precision; a zero on the
+// diagonal marks a column that stays as it is.
+template <typename R>
+struct Solve {
+  R* y;
+  const R* r;
+  int64_t q, ld, first, last;
+};
+
+template <int Bytes, int kRows, typename R>
+ARTENT_INLINE void solve_rows(const Solve<R>& p, int64_t row) {
+  using S = Simd<R, Bytes>;
+  R* const y = p.y + row * p.ld;
+  for (int64_t i = 0; i < p.q; ++i) {
+    const R* r = p.r + i * p.ld;
+    if (r[i] == R(0)) continue;
+    typename S::V s[kRows];
+    for (int t = 0; t < kRows; ++t) {
+      y[t * p.ld + i] /= r[i];
+      s[t] = S::splat(y[t * p.ld + i]);
+    }
+    int64_t j = i + 1;
+    for (; j < p.q && j % S::lanes != 0; ++j)
+      for (int t = 0; t < kRows; ++t) y[t * p.ld + j] -= s[t][0] * r[j];
+    for (; j < p.q; j += S::lanes) {
+      const typename S::V b = S::load(r + j);  // zero past q
+      for (int t = 0; t < kRows; ++t) S::store(y + t * p.ld + j, S::load(y + t * p.ld + j) - s[t] * b);
+    }
+  }
+}
+
+template <int Bytes, typename R>
+ARTENT_INLINE void solve_body(const Solve<R>& p) {
+  int64_t row = p.first;
+  for (; row + 4 <= p.last; row += 4) solve_rows<Bytes, 4>(p, row);
+  for (; row < p.last; ++row) solve_rows<Bytes, 1>(p, row);
+}
+
+ARTENT_ISA_DISPATCH(solve, Solve<float>, solve_body)
+ARTENT_ISA_DISPATCH(solve, Solve<double>, solve_body)
+
+}  // namespace artent::rsvd

@@ -1,0 +1,166 @@
+// Orthonormal columns by rounds of clamped CholeskyQR (rsvd.h), shared out over a team of threads.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <vector>
+
+#include "../common/philox.h"
+#include "cholesky_qr_cpu.h"
+#include "product_cpu.h"
+
+namespace artent::rsvd {
+
+// Runs task(0) … task(count − 1), on all threads or on this one. Tasks never depend on which.
+struct Team {
+  bool all_threads = false;
+
+  template <typename F>
+  void operator()(int64_t count, const F& task) const {
+    if (!all_threads || count < 2) {
+      for (int64_t i = 0; i < count; ++i) task(i);
+      return;
+    }
+    torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) task(i);
+    });
+  }
+};
+
+constexpr int64_t kTaskRows = 96;   // of a product: six rows of registers sixteen times over
+constexpr int64_t kGramTasks = 32;  // at most; their partial sums are added in order
+
+inline int64_t divide_up(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
+// Columns of a buffer for q of them: whole vectors of R, and whole groups of four for the Gram matrix.
+template <typename R>
+int64_t padded(int64_t q) {
+  const int64_t lanes = std::max<int64_t>(register_bytes() / int64_t(sizeof(R)), 4);
+  return divide_up(q, lanes) * lanes;
+}
+
+template <typename R>
+void multiply(const Team& team, Product<R> p, int64_t rows) {
+  team(divide_up(rows, kTaskRows), [&](int64_t task) {
+    Product<R> part = p;
+    part.first = task * kTaskRows;
+    part.last = std::min(rows, part.first + kTaskRows);
+    product(part);
+  });
+}
+
+// What orthonormalising q columns needs besides the columns.
+template <typename R>
+struct QrWorkspace {
+  int64_t q, ld;
+  std::vector<double> partial, wide, round, scale;
+  std::vector<R> factor, rows;
+
+  explicit QrWorkspace(int64_t q_) : q(q_), ld(padded<R>(q_)), round((q + 4) * ld), scale(q), factor(q * ld) {}
+};
+
+// upper(w.round) = upper(YᵀY).
+template <typename R>
+void gram_matrix(const Team& team, const R* y, int64_t m, QrWorkspace<R>& w) {
+  const int64_t rows = std::max(kGramRows * 4, divide_up(divide_up(m, kGramTasks), kGramRows) * kGramRows);
+  const int64_t tasks = divide_up(m, rows), size = (w.q + 4) * w.ld;
+  w.partial.resize(tasks * size);
+  w.wide.resize((team.all_threads ? tasks : 1) * kGramRows * w.ld);
+  team(tasks, [&](int64_t t) {
+    double* wide = w.wide.data() + (team.all_threads ? t : 0) * kGramRows * w.ld;
+    gram(Gram<R>{y, w.q, w.ld, t * rows, std::min(m, (t + 1) * rows), w.partial.data() + t * size, wide});
+  });
+  std::copy_n(w.partial.begin(), size, w.round.begin());
+  for (int64_t t = 1; t < tasks; ++t)
+    for (int64_t i = 0; i < size; ++i) w.round[i] += w.partial[t * size + i];
+}
+
+// T = R⁻¹ (q×ld, zeros below and past q) of the upper triangle r, in the working precision.
+template <typename R>
+void invert_triangle(const double* r, int64_t q, int64_t ld, std::vector<double>& column, R* out) {
+  std::fill_n(out, q * ld, R(0));
+  column.resize(q);
+  for (int64_t j = 0; j < q; ++j) {
+    for (int64_t i = j; i >= 0; --i) {
+      double s = i == j ? 1 : 0;
+      for (int64_t k = i + 1; k <= j; ++k) s -= r[i * ld + k] * column[k];
+      column[i] = s / r[i * ld + i];
+    }
+    for (int64_t i = 0; i <= j; ++i) out[i * ld + j] = R(column[i]);
+  }
+}
+
+// Y ← Y R⁻¹ in place for the triangle in w.round: through the inverse where it is harmless (a plain product, twice as
+// fast), by substitution otherwise.
+template <typename R>
+void divide_by_triangle(const Team& team, R* y, int64_t m, double pivot, QrWorkspace<R>& w) {
+  const bool by_inverse = pivot >= kPivotEnough;
+  if (by_inverse) {
+    invert_triangle(w.round.data(), w.q, w.ld, w.scale, w.factor.data());
+  } else {
+    for (int64_t i = 0; i < w.q; ++i)
+      for (int64_t j = 0; j < w.ld; ++j) w.factor[i * w.ld + j] = j >= i && j < w.q ? R(w.round[i * w.ld + j]) : R(0);
+  }
+  const int64_t tasks = divide_up(m, kTaskRows);
+  w.rows.resize((team.all_threads ? tasks : 1) * kSolveRows * w.ld);
+  team(tasks, [&](int64_t t) {
+    const int64_t first = t * kTaskRows, last = std::min(m, first + kTaskRows);
+    if (!by_inverse) return solve(Solve<R>{y, w.factor.data(), w.q, w.ld, first, last});
+    R* rows = w.rows.data() + (team.all_threads ? t : 0) * kSolveRows * w.ld;
+    for (int64_t row = first; row < last; row += kSolveRows) {
+      const int64_t count = std::min(kSolveRows, last - row);
+      std::copy_n(y + row * w.ld, count * w.ld, rows);
+      product(Product<R>{rows, w.ld, 1, w.q, w.factor.data(), y + row * w.ld, w.ld, 0, count});
+    }
+  });
+}
+
+// Normals in place of the columns of Y (m×ld) that have a zero on the diagonal of R.
+template <typename R>
+bool fill_zero_columns(R* y, int64_t m, const QrWorkspace<R>& w, uint64_t seed, int round) {
+  bool any = false;
+  for (int64_t j = 0; j < w.q; ++j) {
+    if (w.round[j * w.ld + j] != 0) continue;
+    any = true;
+    for (int64_t i = 0; i < m; i += 4) {
+      const Normal4 normals = normal4(seed, kFillStream + uint32_t(round), uint64_t(i / 4), uint32_t(j));
+      for (int64_t t = 0; t < 4 && i + t < m; ++t) y[(i + t) * w.ld + j] = R(normals.x[t]);
+    }
+  }
+  return any;
+}
+
+// total ← round · total for upper triangles, in place.
+inline void accumulate_triangle(const double* round, double* total, int64_t q, int64_t ld) {
+  for (int64_t i = 0; i < q; ++i)
+    for (int64_t j = q - 1; j >= i; --j) {
+      double s = 0;
+      for (int64_t k = i; k <= j; ++k) s += round[i * ld + k] * total[k * ld + j];
+      total[i * ld + j] = s;
+    }
+}
+
+// Y (m×ld, m ≥ q) becomes Q, and Y = Q·upper(total) if `total` (q×ld) is given. `rounds` of CholeskyQR; 0: until the
+// columns are orthonormal to rounding.
+template <typename R>
+void orthonormalise(const Team& team, R* y, int64_t m, int rounds, uint64_t seed, QrWorkspace<R>& w, double* total) {
+  for (int round = 0; round < (rounds > 0 ? rounds : kMaxRounds); ++round) {
+    gram_matrix(team, y, m, w);
+    double pivot = 0;
+    cholesky(Cholesky{w.round.data(), w.q, w.ld, round >= give_up<R>, w.scale.data(), &pivot});
+    divide_by_triangle(team, y, m, pivot, w);
+    const bool filled = pivot == 0 && fill_zero_columns(y, m, w, seed, round);
+    if (total != nullptr) {
+      if (round == 0) {
+        std::copy_n(w.round.data(), w.q * w.ld, total);
+      } else {
+        accumulate_triangle(w.round.data(), total, w.q, w.ld);
+      }
+    }
+    if (rounds == 0 && pivot >= kPivotEnough && !filled) break;
+  }
+}
+
+}  // namespace artent::rsvd

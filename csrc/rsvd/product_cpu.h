@@ -1,0 +1,89 @@
+// C = A·X for a narrow X, the product that a randomized SVD spends its time in; A in any strided layout.
+//
+// A's elements are broadcast against registers of X's columns, so neither A nor X is packed and the same loop serves
+// A·X and Aᵀ·Y (strides exchanged). Every element of C is one chain of multiply-adds in the order of the depth,
+// whatever rows a task takes: results do not depend on how the work is shared out.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "../common/vec.h"
+
+namespace artent::rsvd {
+
+// Rows first … last − 1 of C (rows×ld) = A (rows×depth) · X (depth×ld). ld is a number of whole vectors.
+template <typename R>
+struct Product {
+  const R* a;
+  int64_t row_stride, depth_stride, depth;
+  const R* x;
+  R* c;
+  int64_t ld, first, last;
+};
+
+// Bytes of X kept in the first-level cache while all rows of a task pass over it: half of the usual 32 KiB.
+constexpr int64_t kDepthBlockBytes = 16 * 1024;
+
+// Rows of C held in registers beside kVectors of X and one broadcast: 16 registers, 32 with AVX-512. More than 6 rows
+// gain nothing once the multiply-adds' latency is hidden.
+template <int Bytes, int kVectors>
+constexpr int row_block() {
+  constexpr int registers = Bytes == 64 ? 32 : 16;
+  constexpr int rows = (registers - 1 - kVectors) / kVectors;
+  return rows < 6 ? rows : 6;
+}
+
+template <int Bytes, int kRows, int kVectors, typename R>
+ARTENT_INLINE void product_block(const Product<R>& p, int64_t row, int64_t begin, int64_t end, int64_t column) {
+  using S = Simd<R, Bytes>;
+  using V = typename S::V;
+  V acc[kRows][kVectors];
+  R* const c = p.c + row * p.ld + column;
+  for (int r = 0; r < kRows; ++r)
+    for (int v = 0; v < kVectors; ++v) acc[r][v] = begin == 0 ? V{} : S::load(c + r * p.ld + v * S::lanes);
+  const R* a = p.a + row * p.row_stride + begin * p.depth_stride;
+  const R* x = p.x + begin * p.ld + column;
+  for (int64_t k = begin; k < end; ++k, a += p.depth_stride, x += p.ld) {
+    V b[kVectors];
+    for (int v = 0; v < kVectors; ++v) b[v] = S::load(x + v * S::lanes);
+    for (int r = 0; r < kRows; ++r) {
+      const V s = S::splat(a[r * p.row_stride]);
+      for (int v = 0; v < kVectors; ++v) acc[r][v] += s * b[v];
+    }
+  }
+  for (int r = 0; r < kRows; ++r)
+    for (int v = 0; v < kVectors; ++v) S::store(c + r * p.ld + v * S::lanes, acc[r][v]);
+}
+
+template <int Bytes, int kVectors, typename R>
+ARTENT_INLINE void product_panel(const Product<R>& p, int64_t column) {
+  constexpr int kRows = row_block<Bytes, kVectors>();
+  constexpr int64_t block = kDepthBlockBytes / (kVectors * Bytes);
+  for (int64_t begin = 0; begin < p.depth || begin == 0; begin += block) {
+    const int64_t end = std::min(begin + block, p.depth);
+    int64_t row = p.first;
+    for (; row + kRows <= p.last; row += kRows) product_block<Bytes, kRows, kVectors>(p, row, begin, end, column);
+    for (; row < p.last; ++row) product_block<Bytes, 1, kVectors>(p, row, begin, end, column);
+  }
+}
+
+template <int Bytes, typename R>
+ARTENT_INLINE void product_body(const Product<R>& p) {
+  constexpr int64_t lanes = Simd<R, Bytes>::lanes;
+  int64_t column = 0;
+  // Panels of three vectors, and of two where a single one would be left.
+  for (int64_t left = p.ld / lanes; left > 0;) {
+    const int64_t width = left == 1 ? 1 : left == 2 || left == 4 ? 2 : 3;
+    if (width == 3) product_panel<Bytes, 3>(p, column);
+    if (width == 2) product_panel<Bytes, 2>(p, column);
+    if (width == 1) product_panel<Bytes, 1>(p, column);
+    column += width * lanes;
+    left -= width;
+  }
+}
+
+ARTENT_ISA_DISPATCH(product, Product<float>, product_body)
+ARTENT_ISA_DISPATCH(product, Product<double>, product_body)
+
+}  // namespace artent::rsvd
