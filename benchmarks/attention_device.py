@@ -8,11 +8,11 @@ One forward equivalent is `scaled_dot_product_attention` on the same query and k
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from measure import add_section, device_facts
 from torch.utils.benchmark import Timer
 
 import artent_ext
@@ -88,10 +88,8 @@ def main():
             row = measure(shape, dtype, device)
             rows.append(row)
             print(told(row), flush=True)
-    name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
-    result = {"device": name, "build": artent_ext.build_info(), "cuda": torch.version.cuda, "attention_stats": rows}
     if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=2) + "\n")
+        add_section(arguments.out, device_facts(device), "attention_stats", rows)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,11 @@ script out; the targets are for scale 1.
 """
 
 import argparse
-import json
-import os
-import platform
+from functools import partial
 from statistics import median
-from time import perf_counter, sleep
 
-import torch
 from bench_profile import check, exact, gaussian, ours, quimb, svd_per_bond, tenpy
+from measure import alternate, machine, write
 
 
 def rows(scale, rounds):
@@ -31,7 +28,7 @@ def rows(scale, rounds):
     modules = [gaussian(m, n, 16, seed) for seed, (m, n) in enumerate(shapes)]
     for update in (modules[0], modules[-1]):
         check(ours, update)
-    took, _ = times(ours, modules, None, rounds)
+    took = alternate({"ours": partial(ours, modules)}, rounds)["ours"]
     yield {"case": f"32 LoRA modules, q {side}², v {side // 4}×{side}, r = 16, one call", "ours_s": median(took),
            "target": "< 1 s", "met": median(took) < 1}  # fmt: skip
 
@@ -40,29 +37,11 @@ def paired(name, update, peer, target, rounds):
     expected = exact(update)
     check(ours, update, expected)
     check(peer, update, expected)
-    took, others = times(ours, update, peer, rounds)
-    ratio = median(others) / median(took)
-    return {"case": name, "ours_s": median(took), "peer": peer.__name__, "peer_s": median(others),
+    took = alternate({"ours": partial(ours, update), "peer": partial(peer, update)}, rounds)
+    ours_s, peer_s = median(took["ours"]), median(took["peer"])
+    ratio = peer_s / ours_s
+    return {"case": name, "ours_s": ours_s, "peer": peer.__name__, "peer_s": peer_s,
             "ratio": ratio, "target": f"≥ {target}×", "met": ratio >= target}  # fmt: skip
-
-
-def times(mine, update, peer, rounds):
-    """Seconds of both in alternation, so that whatever else the machine does falls on both."""
-    took, others = [], []
-    for _ in range(rounds):
-        took += [_time(mine, update)]
-        others += [_time(peer, update)] if peer else []
-    return took, others
-
-
-def _time(function, update):
-    """Seconds a call, over at least a fifth of a second of calls."""
-    sleep(0.3)  # the threads of the library that ran before spin for a while: let them come to rest
-    start, calls = perf_counter(), 0
-    while (took := perf_counter() - start) < 0.2:
-        function(update)
-        calls += 1
-    return took / calls
 
 
 def main():
@@ -78,10 +57,7 @@ def main():
         peer = f"{row['peer']} | {row['peer_s']:.3g} s | {row['ratio']:.3g}×" if "peer" in row else " | |"
         print(f"| {row['case']} | {row['ours_s']:.3g} s | {peer} | {row['target']} |", flush=True)
     if arguments.json:
-        setup = {"machine": platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
-                 "rounds": arguments.rounds, "torch": torch.__version__, "rows": results}  # fmt: skip
-        with open(arguments.json, "w") as file:
-            json.dump(setup, file, indent=1, ensure_ascii=False)
+        write(arguments.json, {**machine(), "rounds": arguments.rounds, "rows": results})
 
 
 if __name__ == "__main__":
