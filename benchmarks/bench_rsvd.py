@@ -155,7 +155,11 @@ def prepared(case):
 
 @pytest.mark.parametrize(
     ("case", "peer"),
-    [pytest.param(case, peer, id=f"{case}-{peer.__name__}") for case in CASES for peer in (ours, *peers(case))],
+    [
+        pytest.param(case, peer, id=f"{case.batch}x{case.m}x{case.n}-q{case.q}-{peer.__name__}")
+        for case in CASES
+        for peer in (ours, *peers(case))
+    ],
 )
 def test_rsvd(benchmark, case, peer):
     A, sigma, torchs = prepared(case)

@@ -21,3 +21,4 @@ ARTENT_CUDA=1 "$python" -m pip install --no-build-isolation --no-deps -e .
   || { echo "gpu.sh: the CUDA library was built but cannot be loaded; the line above says why" >&2; exit 1; }
 "$python" -m pytest -m gpu
 "$python" benchmarks/attention_device.py --device cuda --out "benchmarks/results/$gpu.json"
+"$python" benchmarks/rsvd_device.py --device cuda --out "benchmarks/results/$gpu.json"
