@@ -6,12 +6,20 @@
 
 #include <cstdint>
 
+#include "host_device.h"
+
 namespace artent::simt {
 
 template <class T>
 struct alignas(16) Vec4 {
   T x[4];
 };
+
+// What a span takes of the arena: the next one starts on a vector's boundary.
+template <class T>
+ARTENT_HOST_DEVICE constexpr int span_bytes(int count) {
+  return (count * int(sizeof(T)) + 15) / 16 * 16;
+}
 
 }  // namespace artent::simt
 
@@ -55,7 +63,32 @@ class SharedTile {
   T* data_;
 };
 
-// Hands out the launch's dynamic shared memory, tile after tile.
+// Elements in a row whose number the launch decides: shared memory, or global memory that a kernel writes and reads
+// back (its own block's writes, after a barrier). vec4 needs an address divisible by 16 bytes.
+template <class T>
+class Span {
+ public:
+  using Value = T;
+
+  __device__ __forceinline__ Span(T* data, int64_t) : data_(data) {}
+  __device__ __forceinline__ T load(int i) const { return data_[i]; }
+  __device__ __forceinline__ void store(int i, T value) const { data_[i] = value; }
+  __device__ __forceinline__ Vec4<T> vec4(int i) const { return *reinterpret_cast<const Vec4<T>*>(data_ + i); }
+  __device__ __forceinline__ void store_vec4(int i, const Vec4<T>& value) const {
+    *reinterpret_cast<Vec4<T>*>(data_ + i) = value;
+  }
+  __device__ __forceinline__ Span from(int first) const { return Span(data_ + first, 0); }
+
+ private:
+  T* data_;
+};
+template <class T>
+using SharedSpan = Span<T>;
+template <class T>
+using GlobalSpan = Span<T>;
+
+// Hands out the launch's dynamic shared memory, tile after tile. A copy hands out the same memory again: what a later
+// phase of a kernel lays over an earlier one.
 class SharedArena {
  public:
   __device__ __forceinline__ SharedArena() {
@@ -68,6 +101,12 @@ class SharedArena {
     Tile tile(next_);
     next_ += Tile::kBytes;
     return tile;
+  }
+  template <class T>
+  __device__ __forceinline__ SharedSpan<T> span(int count) {
+    T* data = reinterpret_cast<T*>(next_);
+    next_ += span_bytes<T>(count);
+    return SharedSpan<T>(data, count);
   }
 
  private:

@@ -109,6 +109,41 @@ ARTENT_INLINE void cholesky_body(const Cholesky& p) {
 
 ARTENT_ISA_DISPATCH(cholesky, Cholesky, cholesky_body)
 
+// T = R⁻¹, rows from below: T_i = (e_i − Σ_{k>i} r_ik T_k) / r_ii. `out` (q×ld) in the working precision, zeros past q.
+template <typename R>
+struct Inverse {
+  const double* r;  // q×ld, upper
+  int64_t q, ld;
+  double* t;  // q×ld, overwritten
+  R* out;
+};
+
+template <int Bytes, typename R>
+ARTENT_INLINE void inverse_body(const Inverse<R>& p) {
+  using S = Simd<double, Bytes>;
+  for (int64_t i = p.q - 1; i >= 0; --i) {
+    double* row = p.t + i * p.ld;
+    const double* r = p.r + i * p.ld;
+    const int64_t start = i / S::lanes * S::lanes;
+    for (int64_t j = 0; j < p.ld; ++j) row[j] = 0;
+    for (int64_t k = i + 1; k < p.q; ++k) {
+      const typename S::V factor = S::splat(r[k]);
+      const double* below = p.t + k * p.ld;
+      for (int64_t j = start; j < p.ld; j += S::lanes)
+        S::store(row + j, S::load(row + j) - factor * S::load(below + j));
+    }
+    row[i] = 1;
+    const double inverse = 1 / r[i];
+    for (int64_t j = 0; j < p.ld; ++j) {
+      row[j] *= inverse;
+      p.out[i * p.ld + j] = R(row[j]);
+    }
+  }
+}
+
+ARTENT_ISA_DISPATCH(inverse, Inverse<float>, inverse_body)
+ARTENT_ISA_DISPATCH(inverse, Inverse<double>, inverse_body)
+
 // Rows first … last − 1 of Y become those of Y R⁻¹, by substitution. r (q×ld) in the working precision; a zero on the
 // diagonal marks a column that stays as it is.
 template <typename R>

@@ -27,8 +27,9 @@ struct Team {
   }
 };
 
-constexpr int64_t kTaskRows = 96;   // of a product: six rows of registers sixteen times over
-constexpr int64_t kGramTasks = 32;  // at most; their partial sums are added in order
+constexpr int64_t kTaskRows = 96;     // of a product: six rows of registers sixteen times over
+constexpr int64_t kProductRows = 48;  // a share of a product is a number of whole register blocks and cache lines
+constexpr int64_t kGramTasks = 32;    // at most; their partial sums are added in order
 
 inline int64_t divide_up(int64_t a, int64_t b) {
   return (a + b - 1) / b;
@@ -41,12 +42,15 @@ int64_t padded(int64_t q) {
   return divide_up(q, lanes) * lanes;
 }
 
+// All rows of a product. Its values do not depend on how the rows are shared out, so a share is what suits the threads.
 template <typename R>
 void multiply(const Team& team, Product<R> p, int64_t rows) {
-  team(divide_up(rows, kTaskRows), [&](int64_t task) {
+  const int64_t shares = team.all_threads ? torch::stable::get_num_threads() : 1;
+  const int64_t share = divide_up(divide_up(rows, shares), kProductRows) * kProductRows;
+  team(divide_up(rows, share), [&](int64_t task) {
     Product<R> part = p;
-    part.first = task * kTaskRows;
-    part.last = std::min(rows, part.first + kTaskRows);
+    part.first = task * share;
+    part.last = std::min(rows, part.first + share);
     product(part);
   });
 }
@@ -55,10 +59,11 @@ void multiply(const Team& team, Product<R> p, int64_t rows) {
 template <typename R>
 struct QrWorkspace {
   int64_t q, ld;
-  std::vector<double> partial, wide, round, scale;
+  std::vector<double> partial, wide, round, triangle, scale;
   std::vector<R> factor, rows;
 
-  explicit QrWorkspace(int64_t q_) : q(q_), ld(padded<R>(q_)), round((q + 4) * ld), scale(q), factor(q * ld) {}
+  explicit QrWorkspace(int64_t q_)
+      : q(q_), ld(padded<R>(q_)), round((q + 4) * ld), triangle(q * ld), scale(q), factor(q * ld) {}
 };
 
 // upper(w.round) = upper(YᵀY).
@@ -77,28 +82,13 @@ void gram_matrix(const Team& team, const R* y, int64_t m, QrWorkspace<R>& w) {
     for (int64_t i = 0; i < size; ++i) w.round[i] += w.partial[t * size + i];
 }
 
-// T = R⁻¹ (q×ld, zeros below and past q) of the upper triangle r, in the working precision.
-template <typename R>
-void invert_triangle(const double* r, int64_t q, int64_t ld, std::vector<double>& column, R* out) {
-  std::fill_n(out, q * ld, R(0));
-  column.resize(q);
-  for (int64_t j = 0; j < q; ++j) {
-    for (int64_t i = j; i >= 0; --i) {
-      double s = i == j ? 1 : 0;
-      for (int64_t k = i + 1; k <= j; ++k) s -= r[i * ld + k] * column[k];
-      column[i] = s / r[i * ld + i];
-    }
-    for (int64_t i = 0; i <= j; ++i) out[i * ld + j] = R(column[i]);
-  }
-}
-
 // Y ← Y R⁻¹ in place for the triangle in w.round: through the inverse where it is harmless (a plain product, twice as
 // fast), by substitution otherwise.
 template <typename R>
 void divide_by_triangle(const Team& team, R* y, int64_t m, double pivot, QrWorkspace<R>& w) {
   const bool by_inverse = pivot >= kPivotEnough;
   if (by_inverse) {
-    invert_triangle(w.round.data(), w.q, w.ld, w.scale, w.factor.data());
+    inverse(Inverse<R>{w.round.data(), w.q, w.ld, w.triangle.data(), w.factor.data()});
   } else {
     for (int64_t i = 0; i < w.q; ++i)
       for (int64_t j = 0; j < w.ld; ++j) w.factor[i * w.ld + j] = j >= i && j < w.q ? R(w.round[i * w.ld + j]) : R(0);

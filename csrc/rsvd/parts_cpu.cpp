@@ -131,7 +131,7 @@ Tensor rsvd_residual(Tensor A, Tensor U, Tensor S, Tensor Vh, Tensor needed) {
       if (!static_cast<const bool*>(wanted.const_data_ptr())[b] || m == 0 || n == 0) return;
       std::vector<R> store(m * n);
       const Given<T> a{static_cast<const T*>(A.const_data_ptr()) + b * A.stride(0), m, n, A.stride(1), A.stride(2)};
-      copy(Copy<T>{a, 0, m, 1.0, store.data()});
+      copy(Copy<T>{a, 0, m, 1.0, 1.0, store.data()});
       std::vector<double> l, r;
       value = explicit_residual(team, Source<R>{store.data(), m, n, n, 1, 0, 0},
                                 static_cast<const R*>(left.const_data_ptr()) + b * m * k, k, 1,

@@ -22,8 +22,10 @@ struct Product {
   int64_t ld, first, last;
 };
 
-// Bytes of X kept in the first-level cache while all rows of a task pass over it: half of the usual 32 KiB.
-constexpr int64_t kDepthBlockBytes = 16 * 1024;
+// How A is walked through. Along its unit stride X is what is used again: 256 of its rows (24 KiB) for kRowBlock rows
+// of C, which stay in the second-level cache. Across it a line of A serves several blocks of rows of C: 64 lines at a
+// time (more of them, a power of two apart, would fall into the same few sets of the cache), for all rows.
+constexpr int64_t kDepthAlong = 256, kDepthAcross = 64, kRowsAlong = 192;
 
 // Rows of C held in registers beside kVectors of X and one broadcast: 16 registers, 32 with AVX-512. More than 6 rows
 // gain nothing once the multiply-adds' latency is hidden.
@@ -59,12 +61,16 @@ ARTENT_INLINE void product_block(const Product<R>& p, int64_t row, int64_t begin
 template <int Bytes, int kVectors, typename R>
 ARTENT_INLINE void product_panel(const Product<R>& p, int64_t column) {
   constexpr int kRows = row_block<Bytes, kVectors>();
-  constexpr int64_t block = kDepthBlockBytes / (kVectors * Bytes);
-  for (int64_t begin = 0; begin < p.depth || begin == 0; begin += block) {
-    const int64_t end = std::min(begin + block, p.depth);
-    int64_t row = p.first;
-    for (; row + kRows <= p.last; row += kRows) product_block<Bytes, kRows, kVectors>(p, row, begin, end, column);
-    for (; row < p.last; ++row) product_block<Bytes, 1, kVectors>(p, row, begin, end, column);
+  const bool along = p.depth_stride == 1;
+  const int64_t depth = along ? kDepthAlong : kDepthAcross, rows = along ? kRowsAlong : p.last - p.first;
+  for (int64_t first = p.first; first < p.last; first += rows) {
+    const int64_t last = std::min(first + rows, p.last);
+    for (int64_t begin = 0; begin < p.depth || begin == 0; begin += depth) {
+      const int64_t end = std::min(begin + depth, p.depth);
+      int64_t row = first;
+      for (; row + kRows <= last; row += kRows) product_block<Bytes, kRows, kVectors>(p, row, begin, end, column);
+      for (; row < last; ++row) product_block<Bytes, 1, kVectors>(p, row, begin, end, column);
+    }
   }
 }
 

@@ -31,48 +31,36 @@ struct Working<double> {
   using type = double;
 };
 
-// Sum of squares and largest absolute value (NaN if any element is) of rows first … last − 1, in float64.
+// Σ (factor·a)² over rows first … last − 1, in float64.
 template <typename T>
 struct Norm {
   Given<T> a;
   int64_t first, last;
+  double factor;
   double* sum;
-  double* peak;
 };
 
 template <int Bytes, typename T>
 ARTENT_INLINE void norm_body(const Norm<T>& p) {
-  using R = typename Working<T>::type;
-  constexpr int kLanes = 8;
-  double total = 0;
-  R largest = 0;
-  bool finite = true;
+  constexpr int kLanes = 16;  // chains of additions, enough to hide their latency
+  double sum[kLanes] = {};
   for (int64_t i = p.first; i < p.last; ++i) {
     const T* row = p.a.data + i * p.a.row_stride;
-    double sum[kLanes] = {};
-    R peak[kLanes] = {};
     int64_t j = 0;
     if (p.a.col_stride == 1) {
       for (; j + kLanes <= p.a.cols; j += kLanes)
         for (int l = 0; l < kLanes; ++l) {
-          const R x = widen(row[j + l]);
-          sum[l] += double(x) * double(x);
-          peak[l] = std::abs(x) > peak[l] ? std::abs(x) : peak[l];
+          const double x = double(widen(row[j + l])) * p.factor;
+          sum[l] += x * x;
         }
     }
     for (; j < p.a.cols; ++j) {
-      const R x = widen(row[j * p.a.col_stride]);
-      sum[0] += double(x) * double(x);
-      peak[0] = std::abs(x) > peak[0] ? std::abs(x) : peak[0];
-    }
-    for (int l = 0; l < kLanes; ++l) {
-      finite = finite && !(sum[l] != sum[l]);  // the sum keeps the NaN that a maximum may drop
-      total += sum[l];
-      largest = peak[l] > largest ? peak[l] : largest;
+      const double x = double(widen(row[j * p.a.col_stride])) * p.factor;
+      sum[0] += x * x;
     }
   }
-  *p.sum = total;
-  *p.peak = finite && largest <= std::numeric_limits<R>::max() ? double(largest) : std::nan("");
+  *p.sum = 0;
+  for (int l = 0; l < kLanes; ++l) *p.sum += sum[l];
 }
 
 ARTENT_ISA_DISPATCH(norm, Norm<float>, norm_body)
@@ -80,12 +68,12 @@ ARTENT_ISA_DISPATCH(norm, Norm<double>, norm_body)
 ARTENT_ISA_DISPATCH(norm, Norm<BFloat16>, norm_body)
 ARTENT_ISA_DISPATCH(norm, Norm<Float16>, norm_body)
 
-// Rows first … last − 1 of `out` (row-major, contiguous) = factor · a.
+// Rows first … last − 1 of `out` (row-major, contiguous) = factor · (finest · a).
 template <typename T>
 struct Copy {
   Given<T> a;
   int64_t first, last;
-  double factor;
+  double finest, factor;
   typename Working<T>::type* out;
 };
 
@@ -96,9 +84,9 @@ ARTENT_INLINE void copy_body(const Copy<T>& p) {
     const T* row = p.a.data + i * p.a.row_stride;
     R* out = p.out + i * p.a.cols;
     if (p.a.col_stride == 1) {
-      for (int64_t j = 0; j < p.a.cols; ++j) out[j] = R(double(widen(row[j])) * p.factor);
+      for (int64_t j = 0; j < p.a.cols; ++j) out[j] = R(double(widen(row[j])) * p.finest * p.factor);
     } else {
-      for (int64_t j = 0; j < p.a.cols; ++j) out[j] = R(double(widen(row[j * p.a.col_stride])) * p.factor);
+      for (int64_t j = 0; j < p.a.cols; ++j) out[j] = R(double(widen(row[j * p.a.col_stride])) * p.finest * p.factor);
     }
   }
 }
@@ -127,52 +115,62 @@ const float* direct(const Given<T>&) {
   return nullptr;
 }
 
+// ‖factor·a‖_F² by chunks of rows, which depend on the shape alone.
+template <typename T>
+double norm2(const Team& team, const Given<T>& a, double factor) {
+  const int64_t chunk = std::max<int64_t>(1, 65536 / std::max<int64_t>(1, a.cols)), chunks = divide_up(a.rows, chunk);
+  std::vector<double> sums(chunks);
+  team(chunks, [&](int64_t c) { norm(Norm<T>{a, c * chunk, std::min(a.rows, (c + 1) * chunk), factor, &sums[c]}); });
+  double total = 0;
+  for (const double sum : sums) total += sum;
+  return total;
+}
+
+// The exponent by which A is divided before work: 0 unless its products, or in float64 their squares, could leave the
+// range of R. NaN or Inf in A: `norm2` comes back NaN.
+template <typename R, typename T>
+int scaling(const Team& team, const Given<T>& a, double& squares) {
+  constexpr bool is_double = std::is_same_v<R, double>;
+  constexpr int limit = is_double ? 400 : 90;
+  int exponent = 0;
+  if (is_double && !(squares > 1e-250 && squares < 1e250)) {  // squares may have overflowed or vanished
+    for (const int trial : {600, -600}) {
+      const double scaled = norm2(team, a, std::ldexp(1.0, -trial));
+      if (scaled > 1e-250 && scaled < 1e300) exponent = trial + std::ilogb(scaled) / 2;
+    }
+    if (exponent == 0 && squares != 0) squares = std::nan("");
+    return exponent;
+  }
+  if (!(squares <= std::numeric_limits<double>::max())) squares = std::nan("");
+  if (squares != squares || squares == 0) return 0;
+  exponent = std::ilogb(squares) / 2;
+  return exponent > limit || exponent < -limit ? exponent : 0;
+}
+
 // Reads `given` once for its norm; a copy, where one is needed, is kept in `store`.
 template <typename T, typename R = typename Working<T>::type>
 Source<R> prepare(const Team& team, const Given<T>& given, std::vector<R>& store) {
-  // The norm is summed in an order of its own, by the layout rather than by the shape: rows of unit stride.
+  // By the layout rather than by the shape: along the unit stride.
   const bool across = given.col_stride == 1 || given.row_stride != 1;
   const Given<T> rows =
       across ? given : Given<T>{given.data, given.cols, given.rows, given.col_stride, given.row_stride};
-  const int64_t chunk = std::max<int64_t>(1, 65536 / std::max<int64_t>(1, rows.cols));
-  const int64_t chunks = divide_up(rows.rows, chunk);
-  std::vector<double> sums(chunks), peaks(chunks);
-  const auto measure = [&](const Given<T>& a) {
-    team(chunks,
-         [&](int64_t c) { norm(Norm<T>{a, c * chunk, std::min(a.rows, (c + 1) * chunk), &sums[c], &peaks[c]}); });
-  };
-  measure(rows);
-  double norm2 = 0, peak = 0;
-  for (int64_t c = 0; c < chunks; ++c) {
-    norm2 += sums[c];
-    peak = peaks[c] > peak || peaks[c] != peaks[c] ? peaks[c] : peak;
-  }
   const Given<T> tall = given.tall();
-  Source<R> source{direct(tall), tall.rows, tall.cols, tall.row_stride, tall.col_stride, norm2, 0};
-  if (peak != peak) {
-    source.norm2 = peak;
-    return source;
-  }
-  // Products of up to 2^30 terms and, in float64, their squares stay in range.
-  constexpr int limit = std::is_same_v<R, double> ? 400 : 90;
-  const int exponent = peak > 0 ? std::ilogb(peak) : 0;
-  const bool scaled = exponent > limit || exponent < -limit;
-  if (source.data != nullptr && !scaled && (source.row_stride == 1 || source.col_stride == 1)) return source;
-  source.exponent = scaled ? exponent : 0;
-  const double factor = std::ldexp(1.0, -source.exponent / 2) * std::ldexp(1.0, -source.exponent + source.exponent / 2);
+  Source<R> source{direct(tall), tall.rows, tall.cols, tall.row_stride, tall.col_stride, norm2(team, rows, 1.0), 0};
+  source.exponent = scaling<R>(team, rows, source.norm2);
+  const bool strided = source.row_stride != 1 && source.col_stride != 1;
+  if (source.norm2 != source.norm2 || (source.data != nullptr && source.exponent == 0 && !strided)) return source;
   store.resize(rows.rows * rows.cols);
-  team(chunks,
-       [&](int64_t c) { copy(Copy<T>{rows, c * chunk, std::min(rows.rows, (c + 1) * chunk), factor, store.data()}); });
+  const int half = source.exponent / 2;  // 2^−exponent itself may be out of range
+  const int64_t chunk = std::max<int64_t>(1, 65536 / std::max<int64_t>(1, rows.cols));
+  team(divide_up(rows.rows, chunk), [&](int64_t c) {
+    copy(Copy<T>{rows, c * chunk, std::min(rows.rows, (c + 1) * chunk), std::ldexp(1.0, -half),
+                 std::ldexp(1.0, half - source.exponent), store.data()});
+  });
   const bool same_way = across == (given.rows >= given.cols);
   source.data = store.data();
   source.row_stride = same_way ? rows.cols : 1;
   source.col_stride = same_way ? 1 : rows.cols;
-  if (!scaled) return source;
-  const Given<R> copied{store.data(), rows.rows, rows.cols, rows.cols, 1};
-  source.norm2 = 0;
-  team(chunks,
-       [&](int64_t c) { norm(Norm<R>{copied, c * chunk, std::min(rows.rows, (c + 1) * chunk), &sums[c], &peaks[c]}); });
-  for (const double s : sums) source.norm2 += s;
+  if (source.exponent != 0) source.norm2 = norm2(team, Given<R>{store.data(), rows.rows, rows.cols, rows.cols, 1}, 1.0);
   return source;
 }
 
