@@ -4,5 +4,18 @@ from artent_ext import reference
 from artent_ext._native import build_info
 from artent_ext._version import __version__
 from artent_ext.attention import AttentionStats, attention_entropy, attention_stats
+from artent_ext.operators import Operator
+from artent_ext.rsvd import RSVD, rsvd, svd_lowrank
 
-__all__ = ["AttentionStats", "__version__", "attention_entropy", "attention_stats", "build_info", "reference"]
+__all__ = [
+    "AttentionStats",
+    "Operator",
+    "RSVD",
+    "__version__",
+    "attention_entropy",
+    "attention_stats",
+    "build_info",
+    "reference",
+    "rsvd",
+    "svd_lowrank",
+]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["attention_probabilities", "attention_stats"]
+__all__ = ["attention_probabilities", "attention_stats", "truncated_svd"]
 
 
 def attention_logits(query, key, *, attn_mask=None, key_range=None, diagonal=None, scale=None):
@@ -55,3 +55,21 @@ def attention_stats(query, key, **options):
     else:
         lse = s.new_full(s.shape[:-1], float("-inf"))
     return lse, -(p * log_p).sum(-1), p.square().sum(-1)
+
+
+def truncated_svd(A, rank=None, *, tol=None):
+    """(U, S, Vh, residual, ranks) of the best approximation of A (..., m, n), in float64. Source: docs/math.md §3.
+
+    ``rank`` columns, of which with ``tol`` those past the smallest rank with residual ≤ tol²·‖A‖_F² are zero.
+    """
+    U, S, Vh = torch.linalg.svd(A.double(), full_matrices=False)
+    tail = S.square().flip(-1).cumsum(-1).flip(-1)  # tail[r] = residual at rank r, for r < min(m, n)
+    full = S.shape[-1]
+    k = full if rank is None else min(rank, full)
+    ranks = torch.full(A.shape[:-2], k)
+    if tol is not None:
+        ranks = (tail > tol**2 * tail[..., :1]).sum(-1).clamp_max(k)
+    kept = torch.arange(full) < ranks[..., None]
+    residual = torch.where(kept, 0.0, S.square()).sum(-1)
+    U, S, Vh = (torch.where(mask, x, 0.0) for mask, x in ((kept[..., None, :], U), (kept, S), (kept[..., None], Vh)))
+    return U[..., :k], S[..., :k], Vh[..., :k, :], residual, ranks
