@@ -61,10 +61,12 @@ def certificate(
 ) -> tuple[Tensor, Tensor]:
     """Deterministic bounds (lower, upper) in nats on S_α when only part of a spectrum is known (docs/math.md §3).
 
-    ``p`` (…, k) are the squared singular values of QᵀA/‖A‖, descending, for an orthonormal Q of k columns; ``tail``
-    (…) is what they leave of the trace, and ``dim`` − k the number of probabilities it may be spread over: ``dim`` is
-    the smaller dimension of A (m, n) if Q lies in its range, k + min(m − k, n) if rounding may have led Q out of it.
-    The bounds are the entropies of (p₁ + tail, p₂, …) and of (p, tail/(dim − k) repeated dim − k times).
+    ``p`` (…, k), descending, bound the k largest of the ``dim`` probabilities from below, λ_i ≥ p_i, and ``tail`` (…)
+    is what they leave of the trace, 1 − Σp. Such are the squared singular values of QᵀA/‖A‖ for an orthonormal Q of
+    k columns (Cauchy), with ``dim`` the smaller dimension of A; and the eigenvalues of one positive part of a density
+    matrix whose other part has trace ``tail`` (Weyl). Every spectrum of that kind is majorised by (p₁ + tail, p₂, …),
+    and majorises the one that the tail makes when it fills p from below to a common level, like water: the bounds
+    are the entropies of these two.
 
     Both are widened for arithmetic: ``rounding`` states the trace distance ½Σ|δ| within which the given p and tail
     are right (default 4·(machine epsilon of p's dtype)), and the bounds hold for every spectrum that close: the lower
@@ -76,26 +78,23 @@ def certificate(
     if not 1 <= k <= dim:
         raise ValueError(f"p: expected between 1 and dim = {dim} probabilities, got {k}")
     distance = 4 * torch.finfo(p.dtype).eps if rounding is None else rounding
-    p, tail = p.double().clamp(min=0), tail.double().clamp(min=0)
-    total = p.sum(-1) + tail
-    p, tail = p / total[..., None], tail / total
+    p, tail = p.double().clamp(min=0), tail.double().clamp(min=0)[..., None]
+    total = p.sum(-1, keepdim=True) + tail
+    p, tail = p / total, tail / total
 
-    steep = torch.cat([p[..., :1] + tail[..., None] + distance, p[..., 1:]], -1)
+    steep = torch.cat([p[..., :1] + tail + distance, p[..., 1:]], -1)
     below = steep.flip(-1).cumsum(-1).flip(-1) - steep
     steep = steep - (distance - below).clamp(min=0).minimum(steep)
 
-    rest = dim - k
     count = torch.ones_like(p)
     flat = p
-    if rest:
-        flat = torch.cat([p, tail[..., None] / rest], -1)
-        count = torch.cat([count, torch.full_like(tail, rest)[..., None]], -1)
-    flat, order = flat.sort(-1, descending=True)
-    count = count.gather(-1, order)
+    if dim > k:
+        flat = torch.cat([p, torch.zeros_like(tail)], -1)
+        count = torch.cat([count, torch.full_like(tail, dim - k)], -1)
     mass = count * flat
     ceiling = ((mass.cumsum(-1) - distance) / count.cumsum(-1)).amax(-1, keepdim=True)
-    floor = ((mass.flip(-1).cumsum(-1) + distance) / count.flip(-1).cumsum(-1)).amin(-1, keepdim=True)
-    # A distance beyond the one to the uniform spectrum: uniform is the flattest there is.
+    floor = ((mass.flip(-1).cumsum(-1) + tail + distance) / count.flip(-1).cumsum(-1)).amin(-1, keepdim=True)
+    # More to move than makes it uniform: uniform is the flattest there is.
     flat = torch.where(ceiling > floor, flat.minimum(ceiling).maximum(floor), 1.0 / dim)
     lower, upper = _renyi(steep, torch.ones_like(steep), alpha), _renyi(flat, count, alpha)
     summation = 8 * torch.finfo(torch.float64).eps * (1 + log(dim))

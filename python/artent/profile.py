@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from artent import schmidt
-from artent.entropy import check_alpha, check_log_base, entropy, nats_per_unit
+from artent.entropy import nats_per_unit
+from artent.schmidt import Plan, Spectrum
 from artent.sites import Chain, chain
 from artent.updates import LoRAUpdate, MPSUpdate, Update, check_matrix
 
-METHODS = ("auto", "exact")
 _ZERO_HINTS = {
     "": "the weight did not change, or it was compared with itself",
     ".A": "was the adapter loaded, or was A set to zero?",
@@ -32,14 +32,16 @@ class EntanglementProfile:
     """
 
     entropy: Tensor
-    """(N−1,): S_α at bonds 1 … N−1."""
+    """(N−1,): S_α at bonds 1 … N−1; midway between the bounds, so that it is right within half their distance."""
     lower: Tensor
     upper: Tensor
-    """(N−1,): bounds on the entropy; both equal to it when the method is exact."""
+    """(N−1,): bounds on the entropy, at bonds that the sketch of "randomized" left them; else both equal to it."""
     cut_probabilities: Tensor
-    """(k,): Schmidt probabilities at the row|column cut, descending."""
+    """(k,): Schmidt probabilities at the row|column cut, descending. Of a randomized profile those found: each is a
+    lower bound, and they sum to less than one."""
     schmidt_ranks: tuple[int, ...]
-    """Numerical Schmidt rank per bond: the bond dimension that an MPS of the update needs."""
+    """Numerical Schmidt rank per bond: the bond dimension that an MPS of the update needs. A lower bound at randomized
+    bonds, where the sketch may be narrower."""
     sites: tuple[tuple[int, ...], tuple[int, ...]]
     """(row sites, column sites)."""
     rank: int | None = None
@@ -47,6 +49,13 @@ class EntanglementProfile:
     alpha: float = 1.0
     log_base: float | None = None
     method: str = "exact"
+    """What was done: "exact", or "randomized" where any bond was."""
+    bond_methods: tuple[str, ...] = ()
+    """(N−1,): "exact" or "randomized" for each bond; left out, ``method`` at all of them."""
+
+    def __post_init__(self):
+        if not self.bond_methods:
+            object.__setattr__(self, "bond_methods", (self.method,) * len(self.bonds))
 
     @property
     def chain(self) -> Chain:
@@ -114,9 +123,18 @@ class EntanglementProfile:
         return x @ side[:rise] / (x @ x)
 
     def mass_kept(self, k: int) -> Tensor:
-        """The share of ‖ΔW‖² that its best rank-k approximation keeps."""
+        """The share of ‖ΔW‖² that its best rank-k approximation keeps; a lower bound where the cut is randomized.
+
+        Raises ValueError for a k beyond the probabilities that are known there.
+        """
         if isinstance(k, bool) or not isinstance(k, Integral) or k < 0:
             raise ValueError(f"k: expected a rank ≥ 0, got {k!r}")
+        known = len(self.cut_probabilities)
+        if known < k and self.cut in self.bonds and self.bond_methods[self.cut - 1] == "randomized":
+            raise ValueError(
+                f"k: {k} probabilities at the row|column cut were asked for, and the randomized sketch of this profile "
+                f"found {known}: profile with rank={k} or more, or method='exact'"
+            )
         return self.cut_probabilities[:k].sum()
 
     def plot(self, ax=None, **options):
@@ -141,6 +159,7 @@ class EntanglementProfile:
             "alpha": "inf" if self.alpha == inf else self.alpha,
             "log_base": self.log_base,
             "estimator": self.method,
+            "bond_methods": list(self.bond_methods),
         }
 
     @classmethod
@@ -159,6 +178,7 @@ class EntanglementProfile:
             alpha=float(values["alpha"]),
             log_base=values["log_base"],
             method=values["estimator"],
+            bond_methods=tuple(values.get("bond_methods", ())),  # not in records of exact-only versions
         )
 
 
@@ -169,30 +189,38 @@ def entanglement_profile(
     method: str = "auto",
     alpha: float = 1.0,
     log_base: float | None = None,
+    rank: int | None = None,
+    max_error: float | None = None,
 ) -> EntanglementProfile | list[EntanglementProfile]:
-    """The entanglement profile of a weight update: entropies at every bond of its sites (docs/math.md §1, §2).
+    """The entanglement profile of a weight update: entropies at every bond of its sites (docs/math.md §1 to §3).
+
+    Every method is exact for factored updates. For dense ones "randomized" projects the update onto ``rank`` singular
+    vectors that a randomized SVD finds and bounds what they leave out: certain bounds, float32 input included, for a
+    fraction of the cost, and tight where the singular values decay. Outer bonds that come cheaply are exact in it.
 
     Args:
         update: a matrix (m, n), an ``artent.LoRAUpdate`` or ``artent.MPSUpdate``; or a list of them, which gives a
             list, equal shapes computed together. float16, bfloat16, float32 or float64. Factored updates never
             allocate an m×n array.
         sites: (row_sites, col_sites) that multiply to m and n; None for the prime factors, non-increasing.
-        method: "auto" or "exact".
+        method: "exact", "randomized", or "auto": exact, or with ``max_error`` the cheapest that meets it, which may
+            differ from bond to bond. The profile says which it was. Single rows and columns are always exact.
         alpha: the Rényi order, any α > 0; 1 is von Neumann, math.inf the largest probability. The smaller α < 1, the
             more the smallest probabilities count: on a dense matrix of exactly low rank, those are rounding.
         log_base: the unit of entropy; None for nats, 2 for bits.
+        rank: width of the sketch, 32 by default; with ``max_error`` of the first one, after which they widen.
+        max_error: the error in the entropies, in their unit, to be met at every bond: half of the distance between
+            ``lower`` and ``upper``. "auto" takes exact where no sketch that is cheaper meets it; "randomized" widens
+            its sketch as long as that is cheaper than exact, and then reports the bounds it has.
 
     Raises:
         TypeError, ValueError: for anything that is no update, for NaN or Inf in it, and for a zero update, which
             has no state. The message names the argument and the likely cause.
     """
-    if method not in METHODS:
-        raise ValueError(f"method: expected one of {', '.join(map(repr, METHODS))}, got {method!r}")
-    alpha = check_alpha(alpha)
-    log_base = check_log_base(log_base)
+    plan = Plan(method, alpha, log_base, rank, max_error)
     single = not isinstance(update, (list, tuple))
     with _without_autocast():
-        profiles = _all_profiles([update] if single else update, single, sites, alpha, log_base)
+        profiles = _all_profiles([update] if single else update, single, sites, plan)
     return profiles[0] if single else profiles
 
 
@@ -207,7 +235,7 @@ def _without_autocast():
         yield
 
 
-def _all_profiles(updates, single: bool, sites, alpha: float, log_base: float | None) -> list[EntanglementProfile]:
+def _all_profiles(updates, single: bool, sites, plan: Plan) -> list[EntanglementProfile]:
     """A profile an update, in their order; those of equal shape and type are computed as one stack."""
     names = ["update" if single else f"update[{i}]" for i in range(len(updates))]
     operands = [_parts(name, u) for name, u in zip(names, updates)]
@@ -216,9 +244,12 @@ def _all_profiles(updates, single: bool, sites, alpha: float, log_base: float | 
         groups.setdefault(tuple((tuple(part.shape), part.dtype, part.device) for part in parts), []).append(i)
     profiles: list = [None] * len(operands)
     for members in groups.values():
-        for batch in _chunks(members, sum(part.numel() for part in operands[members[0]])):
+        elements = sum(part.numel() for part in operands[members[0]])
+        if len(operands[members[0]]) == 1 and not plan.exact:
+            elements = _BATCH_ELEMENTS  # one at a time: what is cheapest depends on the matrix
+        for batch in _chunks(members, elements):
             parts = [torch.stack(part) for part in zip(*(operands[i] for i in batch))]
-            for i, profile in zip(batch, _profiles([names[i] for i in batch], parts, sites, alpha, log_base)):
+            for i, profile in zip(batch, _profiles([names[i] for i in batch], parts, sites, plan)):
                 profiles[i] = profile
     return profiles
 
@@ -257,42 +288,50 @@ def _check_peak(names: list[str], parts: list[Tensor]) -> None:
                 raise ValueError(f"{name}{factor}: is zero, and a zero update has no state ({hint})")
 
 
-def _profiles(
-    names: list[str], parts: list[Tensor], sites, alpha: float, log_base: float | None
-) -> list[EntanglementProfile]:
-    """Profiles of a stack: parts are (W,) or (B, A), each with a batch dimension in front."""
-    _check_peak(names, parts)
-    rank = parts[0].shape[-1] if len(parts) == 2 else None
-    where = chain((parts[0].shape[-2], parts[-1].shape[-1]), sites)
-    if rank is None:
-        spectra = schmidt.dense(*parts, where, singular=alpha < 1)
-    else:
+def _spectra(names: list[str], parts: list[Tensor], where: Chain, plan: Plan) -> list[Spectrum]:
+    """A spectrum a bond: of a stack of updates if they are factored or the plan is exact, else of one."""
+    singular = plan.alpha < 1
+    if len(parts) == 2:
         C, D = schmidt.halves(*parts)
-        for name, zero in zip(names, schmidt.vanish(C, D, rank).tolist()):
+        for name, zero in zip(names, schmidt.vanish(C, D, parts[0].shape[-1]).tolist()):
             if zero:
                 raise ValueError(
                     f"{name}: neither B nor A is zero but B @ A is, to rounding, and a zero update has no state "
                     "(do columns of B and rows of A cancel, or differ in scale by 10⁸ and more?)"
                 )
-        spectra = schmidt.factored(C, D, where, singular=alpha < 1)
+        return [Spectrum(p) for p in schmidt.factored(C, D, where, singular)]
+    if plan.exact or where.cut not in where.bonds:
+        return [Spectrum(p) for p in schmidt.dense(*parts, where, singular)]
+    return (schmidt.cheapest if plan.method == "auto" else schmidt.sketched)(parts[0][0], where, plan)
+
+
+def _profiles(names: list[str], parts: list[Tensor], sites, plan: Plan) -> list[EntanglementProfile]:
+    """Profiles of a stack: parts are (W,) or (B, A), each with a batch dimension in front."""
+    _check_peak(names, parts)
+    where = chain((parts[0].shape[-2], parts[-1].shape[-1]), sites)
+    spectra = _spectra(names, parts, where, plan)
     certain = parts[0].new_ones((len(parts[0]), 1), dtype=torch.float64)
-    at_cut = spectra[where.cut - 1] if where.cut in where.bonds else certain
-    S = torch.stack([entropy(p, alpha, log_base) for p in spectra], -1) if spectra else certain[:, :0]
-    S = S.clamp(min=0)
+    at_cut = spectra[where.cut - 1].p if where.cut in where.bonds else certain
+    bounds = [spectrum.bounds(plan.alpha) for spectrum in spectra]
+    lower, upper = (torch.stack(bound, -1) for bound in zip(*bounds)) if bounds else (certain[:, :0],) * 2
     eps = max(torch.finfo(part.dtype).eps for part in parts)
     eps = min(eps, torch.finfo(torch.float32).eps)  # half-precision values are taken as exact
-    ranks = torch.stack([schmidt.ranks(p, eps) for p in spectra], -1).tolist() if spectra else [()] * len(S)
+    ranks = torch.stack([schmidt.ranks(s.p, eps) for s in spectra], -1).tolist() if spectra else [()] * len(certain)
+    methods = tuple(spectrum.method for spectrum in spectra)
+    unit = nats_per_unit(plan.log_base)
     return [
         EntanglementProfile(
-            entropy=S[i],
-            lower=S[i],
-            upper=S[i],
+            entropy=(lower[i] + upper[i]) / 2 / unit,
+            lower=lower[i] / unit,
+            upper=upper[i] / unit,
             cut_probabilities=at_cut[i],
             schmidt_ranks=tuple(ranks[i]),
             sites=(where.rows, where.cols),
-            rank=rank,
-            alpha=alpha,
-            log_base=log_base,
+            rank=parts[0].shape[-1] if len(parts) == 2 else None,
+            alpha=plan.alpha,
+            log_base=plan.log_base,
+            method="randomized" if "randomized" in methods else "exact",
+            bond_methods=methods,
         )
-        for i in range(len(S))
+        for i in range(len(certain))
     ]

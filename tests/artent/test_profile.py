@@ -186,7 +186,7 @@ BAD = {
     "a batch": (lambda: artent.entanglement_profile(torch.ones(2, 2, 2)), ValueError, "list of matrices"),
     "a module": (lambda: artent.entanglement_profile(torch.nn.Linear(2, 2)), TypeError, "got Linear"),
     "sites": (lambda: artent.entanglement_profile(B, sites=((5,), (3,))), ValueError, "sites: row sites"),
-    "method": (lambda: artent.entanglement_profile(B, method="svd"), ValueError, "'auto', 'exact', got 'svd'"),
+    "method": (lambda: artent.entanglement_profile(B, method="svd"), ValueError, "'exact', 'randomized', got 'svd'"),
     "alpha": (lambda: artent.entanglement_profile(B, alpha=-1), ValueError, "alpha"),
     "log_base": (lambda: artent.entanglement_profile(B, log_base=0), ValueError, "log_base"),
     "k": (lambda: artent.entanglement_profile(B).mass_kept(-1), ValueError, "k: expected a rank"),

@@ -71,10 +71,10 @@ def check(update, W, dtype, **options):
 
 
 @pytest.mark.parametrize("spectrum", SPECTRA)
-@pytest.mark.parametrize("double_size", [schmidt._DOUBLE_SIZE, 1])
+@pytest.mark.parametrize("double_size", [schmidt.exact._DOUBLE_SIZE, 1])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_dense(spectrum, dtype, double_size, monkeypatch):
-    monkeypatch.setattr(schmidt, "_DOUBLE_SIZE", double_size)  # 1: the float32 ladder, also at small sizes
+    monkeypatch.setattr(schmidt.exact, "_DOUBLE_SIZE", double_size)  # 1: the float32 ladder, also at small sizes
     for seed, shape in enumerate(SHAPES):
         for scale in (1.0, 1e-30, 1e30) if dtype == torch.float32 else (1.0, 1e-150, 1e150):
             W = (scale * matrix(shape, spectrum, seed)).to(dtype)

@@ -1,4 +1,4 @@
-"""Schmidt probabilities at every bond of a chain, without an SVD per bond (docs/math.md §2).
+"""Exact Schmidt probabilities at every bond of a chain, without an SVD per bond (docs/math.md §2).
 
 A state X of N sites is reshaped at bond l to M_l of D_l rows. The reduced density matrix of the smaller side has the
 squared singular values of M_l as eigenvalues, and tracing a site out of it gives the next one, so one product and a
@@ -19,7 +19,7 @@ _DOUBLE_SIZE = 256
 _GRAM_SIZE = 512
 # A float32 ladder is redone in float64 where the bound on its entropy error (nats) exceeds this. The error observed
 # is a tenth of the bound.
-_TOLERANCE = 1e-4
+TOLERANCE = 1e-4
 
 
 def dense(W: Tensor, chain: Chain, singular: bool = False) -> list[Tensor]:
@@ -28,11 +28,18 @@ def dense(W: Tensor, chain: Chain, singular: bool = False) -> list[Tensor]:
     ``singular`` takes singular values of every unfolding instead of eigenvalues of its Gram matrix: the small
     probabilities keep their digits, which Rényi entropies of α < 1 need.
     """
-    peak = W.detach().abs().amax((-2, -1), keepdim=True)
-    working = W.dtype if W.dtype == torch.float64 else torch.float32
-    if singular:
-        working = torch.float64
-    return _probabilities((W.to(working) / peak.to(working)).flatten(1), chain.dims, singular)
+    return probabilities(_working(W, double=singular), chain.dims, singular)
+
+
+def outwards(W: Tensor, chain: Chain, bond: int, on_left: bool, double: bool) -> list[Tensor]:
+    """The same for ``bond`` and the bonds beyond it on its side, away from the middle; ``double``: all in float64."""
+    sites = chain.dims[:bond] if on_left else chain.dims[bond:]
+    return _side(_working(W, double), prod(chain.dims[:bond]), sites, on_left)
+
+
+def one(W: Tensor, chain: Chain, bond: int) -> Tensor:
+    """The same at one bond, by the singular values of its unfolding."""
+    return _by_singular_values(_working(W, double=True), prod(chain.dims[:bond]))
 
 
 def halves(B: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,7 +52,7 @@ def halves(B: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
     C, D = B @ (A @ _span(A.mT)), (_span(B).mT @ B) @ A
     for half in (C, D):
         if half.requires_grad:
-            half.register_hook(_first_derivative_only)
+            half.register_hook(first_derivative_only)
     return C, D
 
 
@@ -57,8 +64,8 @@ def vanish(C: Tensor, D: Tensor, rank: int) -> Tensor:
 
 def factored(C: Tensor, D: Tensor, chain: Chain, singular: bool = False) -> list[Tensor]:
     """The same as ``dense`` from the ``halves`` of B A: chains of the row sites and k, of k′ and the column sites."""
-    rows = _probabilities(C.flatten(1), (*chain.rows, C.shape[-1]), singular)
-    cols = _probabilities(D.flatten(1), (D.shape[-2], *chain.cols), singular)
+    rows = probabilities(C.flatten(1), (*chain.rows, C.shape[-1]), singular)
+    cols = probabilities(D.flatten(1), (D.shape[-2], *chain.cols), singular)
     return (rows + cols[1:])[: len(chain.bonds)] if chain.rows else cols[1:]
 
 
@@ -71,6 +78,13 @@ def ranks(p: Tensor, eps: float) -> Tensor:
     k = p.shape[-1]
     threshold = max((k * eps) ** 2, k * torch.finfo(torch.float64).eps)
     return (p > threshold * p[..., :1]).sum(-1)
+
+
+def _working(W: Tensor, double: bool) -> Tensor:
+    """W (batch, mn) with a largest element of one, in the precision of the computation."""
+    peak = W.detach().abs().amax((-2, -1), keepdim=True)
+    working = torch.float64 if double or W.dtype == torch.float64 else torch.float32
+    return (W.to(working) / peak.to(working)).flatten(1)
 
 
 def _scaled(X: Tensor) -> Tensor:
@@ -87,7 +101,7 @@ def _span(X: Tensor) -> Tensor:
     return torch.linalg.qr(X.detach()).Q
 
 
-def _first_derivative_only(gradient: Tensor) -> None:
+def first_derivative_only(gradient: Tensor) -> None:
     if torch.is_grad_enabled():
         raise NotImplementedError(
             "profiles of factored updates have first derivatives only (create_graph=True was asked for):"
@@ -95,7 +109,7 @@ def _first_derivative_only(gradient: Tensor) -> None:
         )
 
 
-def _probabilities(X: Tensor, dims: tuple[int, ...], singular: bool) -> list[Tensor]:
+def probabilities(X: Tensor, dims: tuple[int, ...], singular: bool) -> list[Tensor]:
     """Probabilities at each bond of the chains X (batch, Πdims)."""
     left = [prod(dims[:l]) for l in range(1, len(dims))]
     total = X.shape[1]
@@ -129,7 +143,11 @@ def _reduced_products() -> bool:
 
 def _ladder(X: Tensor, D: int, sites: tuple[int, ...], on_left: bool) -> list[Tensor]:
     M = X.view(len(X), D, -1)
-    G = _gram(M if on_left else M.mT)
+    return descend(_gram(M if on_left else M.mT), sites, on_left)
+
+
+def descend(G: Tensor, sites: tuple[int, ...], on_left: bool) -> list[Tensor]:
+    """Probabilities of a density matrix G (batch, Πsites, Πsites), then with one site after the other traced out."""
     spectra = []
     # The site next to the bond is the least significant digit on the left side, the most significant on the right.
     for d in [*reversed(sites[1:]), None] if on_left else [*sites[:-1], None]:
@@ -160,7 +178,7 @@ def _trustworthy(p: Tensor) -> bool:
     """Is float32 good enough? Its noise lifts every probability below it, by about the noise each."""
     noise = torch.finfo(torch.float32).eps / 2 * p[0, 0].item()
     lifted = (p[0] < 10 * noise).sum().item()
-    return lifted * noise * log(1 / noise) <= _TOLERANCE
+    return lifted * noise * log(1 / noise) <= TOLERANCE
 
 
 def _by_singular_values(X: Tensor, D: int) -> Tensor:

@@ -1,0 +1,143 @@
+"""Which method for which bond of a dense update: a model of what they cost, and a search that stays within it.
+
+Costs are in multiplications and additions of a large float32 product, fitted on a CPU with AVX2; what takes longer than
+its arithmetic (eigenvalues, narrow products, conversions to float64) counts for more. N = mn.
+"""
+
+from math import ceil, log, log1p
+
+import torch
+from torch import Tensor
+
+from artent.schmidt import exact
+from artent.schmidt.plan import Plan
+from artent.schmidt.randomized import sketch
+from artent.schmidt.spectrum import Spectrum
+from artent.sites import Chain
+
+WIDTH = 32  # of the sketch, where nobody says
+_PROBE = 16  # and of the first of a search
+# A search may spend this share of what it could save before it gives up: the worst case costs 1 + this of exact.
+_STAKE = 0.5
+
+
+def sketched(W: Tensor, chain: Chain, plan: Plan) -> list[Spectrum]:
+    """Bounds at every bond of W (m, n); with ``plan.max_error`` from sketches that widen until all meet it.
+
+    They widen no further than exact would cost. Outer bonds are exact where that adds at most half of the sketch.
+    """
+    width = min(plan.rank or WIDTH, *chain.shape)
+    return _widen(W, chain, plan, width, _exact_cost(chain, plan.alpha, chain.bonds))
+
+
+def cheapest(W: Tensor, chain: Chain, plan: Plan) -> list[Spectrum]:
+    """Spectra of W (m, n) that give every entropy within ``plan.max_error``: sketched where that is cheaper, or exact.
+
+    One narrow sketch tells how the spectrum decays. Where no sketch in reach can meet the error, as for a flat
+    spectrum, the search ends there, and the bonds that miss it, with those beyond them, are done exactly.
+    """
+    width = min(plan.rank or _PROBE, *chain.shape)
+    budget = _STAKE * _exact_cost(chain, plan.alpha, chain.bonds)
+    if _sketch_cost(chain, width) > budget:
+        return _replace(W, chain, plan, [None] * len(chain.bonds), chain.bonds)
+    spectra = _widen(W, chain, plan, width, budget)
+    return _replace(W, chain, plan, spectra, _missing(chain, plan, spectra))
+
+
+def _widen(W: Tensor, chain: Chain, plan: Plan, width: int, budget: float) -> list[Spectrum]:
+    """A sketch, and wider ones until one meets the error, is complete, or the next would exceed the budget."""
+    spent = _sketch_cost(chain, width)
+    spectra = sketch(W, chain, width, _ends(chain, width))
+    while (missing := _missing(chain, plan, spectra)) and width < min(chain.shape):
+        width = min(_next_width(chain, plan, spectra, missing, width), *chain.shape)
+        spent += _sketch_cost(chain, width)
+        if spent > budget:
+            break
+        spectra = sketch(W, chain, width, _ends(chain, width))
+    return spectra
+
+
+def _next_width(chain: Chain, plan: Plan, spectra: list[Spectrum], missing: tuple[int, ...], width: int) -> int:
+    """The width that may reach the tail that is needed; past every budget where none does.
+
+    At the cut, of the probabilities p_1 … p_k found and the tail ε. Whatever comes next is not above p_k, so at
+    least (ε − ε′)/p_k more columns are needed to bring the tail to ε′: nearly all of them where the spectrum is flat.
+    A guess: it goes on falling geometrically from p_k, at the rate that sums to ε.
+    """
+    wanted = min(_tail_for(spectra[l - 1], plan) for l in missing)
+    at_cut = spectra[chain.cut - 1]
+    last, tail = at_cut.p[0, -1].item(), at_cut.tail.item()
+    if not 0 < wanted < tail or last <= 0:
+        return min(chain.shape)
+    least = ceil((tail - wanted) / last)
+    guess = ceil(1.1 * log(tail / wanted) / log1p(last / tail))
+    return width + max(least, min(max(guess, width // 2), 3 * width))
+
+
+def _tail_for(spectrum: Spectrum, plan: Plan) -> float:
+    """The tail with which the spectrum's bounds would be within the error; 0 where none would."""
+    tails = spectrum.tail.detach() * 2.0 ** (-torch.arange(100, device=spectrum.p.device) / 2)
+    met = spectrum._replace(p=spectrum.p.detach().expand(len(tails), -1), tail=tails).error(plan.alpha) <= plan.nats
+    return tails[met].max().item() if met.any() else 0.0
+
+
+def _missing(chain: Chain, plan: Plan, spectra: list[Spectrum]) -> tuple[int, ...]:
+    """The bonds at which the bounds are too far apart."""
+    errors = torch.stack([spectrum.error(plan.alpha)[0] for spectrum in spectra]).tolist()
+    return tuple(l for l, error in zip(chain.bonds, errors) if not error <= plan.nats)
+
+
+def _replace(W: Tensor, chain: Chain, plan: Plan, spectra: list, missing: tuple[int, ...]) -> list[Spectrum]:
+    """The spectra with those of the missing bonds exact, and what a ladder brings along."""
+    spectra = list(spectra)
+    for side in _sides(chain):
+        bonds = [l for l in side if l in missing]
+        if not bonds:
+            continue
+        if plan.alpha < 1:
+            found = {l: exact.one(W[None], chain, l) for l in bonds}
+        else:
+            double = plan.nats < exact.TOLERANCE
+            beyond = side[side.index(bonds[0]) :]
+            ladder = exact.outwards(W[None], chain, bonds[0], side[-1] == 1, double)
+            found = dict(zip(beyond, ladder, strict=True))
+        for l, p in found.items():
+            spectra[l - 1] = Spectrum(p)
+    return spectra
+
+
+def _sides(chain: Chain) -> tuple[list[int], list[int]]:
+    """The bonds with their smaller dimension on the left, and those with it on the right, each from the middle out."""
+    total = chain.left_dims[-1] * chain.dims[-1] if chain.bonds else 1
+    left = [l for l, D in zip(chain.bonds, chain.left_dims) if total // D >= D]
+    return left[::-1], [l for l in chain.bonds if l not in left]
+
+
+def _size(chain: Chain, bond: int) -> int:
+    D = chain.left_dims[bond - 1]
+    return min(D, chain.left_dims[-1] * chain.dims[-1] // D)
+
+
+def _exact_cost(chain: Chain, alpha: float, bonds) -> float:
+    """Of a Gram matrix and its ladder a side, or for α < 1 of singular values a bond."""
+    m, n = chain.shape
+    if alpha < 1:
+        return sum(50 * _size(chain, l) * m * n for l in bonds)
+    cost = 0.0
+    for side in _sides(chain):
+        sizes = [_size(chain, l) for l in side if l in bonds]
+        if sizes:
+            cost += 1.25 * max(sizes) * m * n + sum(5 * size**3 for size in sizes)
+    return cost
+
+
+def _sketch_cost(chain: Chain, width: int) -> float:
+    """Of four narrow float32 products, two in float64, the ladders of two halves, and some hundred small calls."""
+    m, n = chain.shape
+    return m * n * (32 * width + 600) + 25 * ((m * width) ** 1.5 + (n * width) ** 1.5) + 5e8
+
+
+def _ends(chain: Chain, width: int) -> int:
+    """The size up to which outer bonds are exact: their two float64 products, of 4 size·N each, add half a sketch."""
+    m, n = chain.shape
+    return max(1, int(_sketch_cost(chain, width) / (16 * m * n)))
