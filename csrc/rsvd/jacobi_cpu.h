@@ -15,11 +15,11 @@
 namespace artent::rsvd {
 
 struct Jacobi {
-  int64_t q, ld;  // ld ≥ q, a number of whole vectors; zeros past q
-  double* w;      // (q×ld) in: row i is row i of R; out: row i is column i of W
-  double* x;      // (q×ld) out: row i is column i of X
-  double* sigma;  // (q) out, descending
-  double tolerance;
+  int64_t q, ld;     // ld ≥ q, a number of whole vectors; zeros past q
+  double* w;         // (q×ld) in: row i is row i of R; out: row i is column i of W
+  double* x;         // (q×ld) out: row i is column i of X
+  double* sigma;     // (q) out, descending
+  double enough;     // stop after a sweep that met no larger cosine between two columns
   double* scratch;   // 4·(q + 1)
   int32_t* players;  // q + 1
 };
@@ -42,34 +42,43 @@ ARTENT_INLINE void rotate(double* a, double* b, double c, double s, int64_t ld) 
   }
 }
 
-// One sweep in round-robin order; a round's pairs are disjoint, so their angles are computed together. Returns whether
-// anything was rotated.
+// For pairs of columns with squared norms a, b and inner product g: the rotation's cosine (in place of a), sine (of b)
+// and the change of the norms (of g).
+ARTENT_INLINE void jacobi_angles(int64_t pairs, double* __restrict gamma, double* __restrict cosine,
+                                 double* __restrict sine) {
+  for (int64_t t = 0; t < pairs; ++t) {
+    const double g = gamma[t], a = cosine[t], b = sine[t];
+    const double turn = g * g > kJacobiTolerance * kJacobiTolerance * a * b ? 1.0 : 0.0;
+    const double zeta = (b - a) / (2 * g + (1 - turn));  // no pair without a turn divides by zero
+    const double tangent = turn * std::copysign(1 / (std::abs(zeta) + std::sqrt(1 + zeta * zeta)), zeta);
+    const double c = 1 / std::sqrt(1 + tangent * tangent);
+    cosine[t] = c;
+    sine[t] = tangent * c;
+    gamma[t] = tangent * g;
+  }
+}
+
+// One sweep in round-robin order; a round's pairs are disjoint, so their angles are computed together. Returns the
+// largest squared cosine between two columns that it met.
 template <int Bytes>
-ARTENT_INLINE bool jacobi_sweep(const Jacobi& p, double* norm2) {
+ARTENT_INLINE double jacobi_sweep(const Jacobi& p, double* norm2) {
   const int64_t n = (p.q + 1) / 2 * 2, pairs = n / 2;
   double *gamma = norm2 + p.q + 1, *cosine = gamma + pairs, *sine = cosine + pairs;
   for (int64_t i = 0; i < p.q; ++i) norm2[i] = dot<Bytes>(p.w + i * p.ld, p.w + i * p.ld, p.ld);
   for (int64_t i = 0; i < n; ++i) p.players[i] = int32_t(i);
-  bool rotated = false;
+  double largest = 0;
   for (int64_t round = 0; round < n - 1; ++round) {
     for (int64_t t = 0; t < pairs; ++t) {
       const int64_t i = std::min(p.players[t], p.players[n - 1 - t]), j = std::max(p.players[t], p.players[n - 1 - t]);
       gamma[t] = j < p.q ? dot<Bytes>(p.w + i * p.ld, p.w + j * p.ld, p.ld) : 0;
       cosine[t] = norm2[i];
       sine[t] = j < p.q ? norm2[j] : 1;
+      const double overlap = gamma[t] * gamma[t], product = cosine[t] * sine[t];
+      if (overlap > largest * product) largest = overlap / product;
     }
-    for (int64_t t = 0; t < pairs; ++t) {
-      const double g = gamma[t], a = cosine[t], b = sine[t];
-      const bool turn = std::abs(g) > p.tolerance * std::sqrt(a * b);
-      const double zeta = (b - a) / (2 * (turn ? g : 1));
-      const double tangent = std::copysign(1 / (std::abs(zeta) + std::sqrt(1 + zeta * zeta)), zeta);
-      cosine[t] = turn ? 1 / std::sqrt(1 + tangent * tangent) : 1;
-      sine[t] = turn ? tangent * cosine[t] : 0;
-      gamma[t] = turn ? tangent * g : 0;
-    }
+    jacobi_angles(pairs, gamma, cosine, sine);
     for (int64_t t = 0; t < pairs; ++t) {
       if (sine[t] == 0) continue;
-      rotated = true;
       const int64_t i = std::min(p.players[t], p.players[n - 1 - t]), j = std::max(p.players[t], p.players[n - 1 - t]);
       rotate<Bytes>(p.w + i * p.ld, p.w + j * p.ld, cosine[t], sine[t], p.ld);
       rotate<Bytes>(p.x + i * p.ld, p.x + j * p.ld, cosine[t], sine[t], p.ld);
@@ -80,7 +89,7 @@ ARTENT_INLINE bool jacobi_sweep(const Jacobi& p, double* norm2) {
     for (int64_t t = n - 1; t > 1; --t) p.players[t] = p.players[t - 1];
     if (n > 1) p.players[1] = last;
   }
-  return rotated;
+  return largest;
 }
 
 // Rows of w from `rank` on, replaced so that all are orthonormal: each time the unit vector farthest from the others.
@@ -113,8 +122,9 @@ ARTENT_INLINE void jacobi_body(const Jacobi& p) {
   const double scale = peak > 0 ? peak : 1, inverse = 1 / scale;
   for (int64_t i = 0; i < p.q * p.ld; ++i) p.w[i] *= inverse, p.x[i] = 0;
   for (int64_t i = 0; i < p.q; ++i) p.x[i * p.ld + i] = 1;
-  for (int sweep = 0; sweep < kJacobiSweeps && jacobi_sweep<Bytes>(p, p.scratch); ++sweep) {
-  }
+  double largest = 1;
+  for (int sweep = 0; sweep < kJacobiSweeps && largest > p.enough * p.enough; ++sweep)
+    largest = jacobi_sweep<Bytes>(p, p.scratch);
   for (int64_t i = 0; i < p.q; ++i) p.sigma[i] = std::sqrt(dot<Bytes>(p.w + i * p.ld, p.w + i * p.ld, p.ld));
   for (int64_t i = 0; i < p.q; ++i) {  // selection sort: q is small, and rows are swapped q times at most
     int64_t largest = i;
@@ -126,7 +136,7 @@ ARTENT_INLINE void jacobi_body(const Jacobi& p) {
     std::swap_ranges(p.x + i * p.ld, p.x + i * p.ld + p.ld, p.x + largest * p.ld);
   }
   int64_t rank = 0;
-  while (rank < p.q && p.sigma[rank] > 1e-150) {  // below, squares vanish and the direction is lost
+  while (rank < p.q && p.sigma[rank] > 1e-70) {  // below, products of squares vanish and the direction is lost
     const double normalise = 1 / p.sigma[rank];
     for (int64_t c = 0; c < p.q; ++c) p.w[rank * p.ld + c] *= normalise;
     ++rank;

@@ -20,9 +20,9 @@ constexpr int kThreadCols = sizeof(Real) == 8 ? 4 : 8;
 template <class Real>
 constexpr int kDepth = 32 / int(sizeof(Real));
 
-// Elements of a staged tile that one thread may have to load: block_threads() makes enough threads for that.
+// Elements of a staged tile that one thread loads at most: there are as many threads as rows.
 template <class Real>
-constexpr int kLoads = sizeof(Real) == 8 ? 6 : 13;
+constexpr int kLoads = kDepth<Real>;
 
 // Rows are an odd number of 16-byte groups apart: eight threads that read the same columns of consecutive rows, a
 // vector each, meet no bank twice.
@@ -43,21 +43,16 @@ ARTENT_HOST_DEVICE constexpr int tile_size(int rows) {
   return kDepth<Real> * tile_pitch(rows);
 }
 
-// How many groups of threads share out the steps of a sum: enough to keep a multiprocessor busy where the result is
-// narrow. A power of two.
+// Threads for a tall side of `rows`: one a row, which is a thread tile each for 64 columns (32 in float64).
+ARTENT_HOST_DEVICE constexpr int product_threads(int rows) {
+  return round_up(rows, kThreadRows);
+}
+// Where the result is narrower, how many groups of threads share out the steps of a sum. A power of two.
 template <class Real>
 ARTENT_HOST_DEVICE constexpr int split_of(int tiles, int threads) {
   int split = 1;
   while (2 * split <= kDepth<Real> && 2 * split * tiles <= threads) split *= 2;
   return split;
-}
-
-// Threads for a tall side of `rows`: every thread tile of a panel of q columns, eight groups of columns or more.
-template <class Real>
-ARTENT_HOST_DEVICE constexpr int product_threads(int rows, int q) {
-  const int row_groups = round_up(rows, kThreadRows) / kThreadRows;
-  const int col_groups = round_up(q, 8) / kThreadCols<Real>;
-  return row_groups * col_groups * split_of<Real>(col_groups, 8);
 }
 
 template <class Real>
@@ -136,7 +131,7 @@ class TileLoader {
 // `tiles` holds one staged tile of A or, with `two_tiles`, two: then one barrier a tile is enough. Returns this
 // thread's share of ‖scale(A)‖_F² if `norm` asks for it. Begins and ends with a barrier.
 template <class Element>
-__device__ __noinline__ double multiply_panel(const View<Element>& a, const PowerOfTwo<Accumulator<Element>>& scale,
+__device__ double multiply_panel(const View<Element>& a, const PowerOfTwo<Accumulator<Element>>& scale,
                                               const Panel<Accumulator<Element>>& panel, int cols,
                                               simt::SharedSpan<Accumulator<Element>> tiles, bool two_tiles, bool norm) {
   using Real = Accumulator<Element>;

@@ -13,11 +13,12 @@ constexpr double kCancellation = 1e-4;
 template <>
 constexpr double kCancellation<double> = 1e-10;
 
-// Of the Jacobi SVD that ends the algorithm: the angles that the working precision can hold.
+// The Jacobi SVD that ends the algorithm is done after a sweep without larger cosines: convergence is quadratic, so
+// they are below float32's rounding then. In float64 a sweep has to find nothing.
 template <typename R>
-constexpr double kAngle = 1e-9;
+constexpr double kJacobiEnough = 1e-5;
 template <>
-constexpr double kAngle<double> = kJacobiTolerance;
+constexpr double kJacobiEnough<double> = kJacobiTolerance;
 
 struct Plan {
   int64_t k, q;  // singular triplets asked for, columns of the sketch
@@ -148,7 +149,7 @@ void decompose(const Team& team, const Given<T>& given, uint64_t seed, const R* 
   std::fill(w.w.begin(), w.w.end(), 0.0);
   orthonormalise(team, z, a.n, 0, seed, w.qr, w.w.data());
   for (int64_t i = 0; i < q; ++i) std::fill_n(w.w.data() + i * ld, i, 0.0);  // the triangle's other half
-  jacobi(Jacobi{q, ld, w.w.data(), w.x.data(), w.sigma.data(), kAngle<R>, w.scratch.data(), w.players.data()});
+  jacobi(Jacobi{q, ld, w.w.data(), w.x.data(), w.sigma.data(), kJacobiEnough<R>, w.scratch.data(), w.players.data()});
 
   const bool wide = given.rows < given.cols;
   write_factor(team, y, a.m, w.w, wide, wide ? out.vh : out.u, w);
