@@ -86,7 +86,7 @@ void gram_matrix(const Team& team, const R* y, int64_t m, QrWorkspace<R>& w) {
 // fast), by substitution otherwise.
 template <typename R>
 void divide_by_triangle(const Team& team, R* y, int64_t m, double pivot, QrWorkspace<R>& w) {
-  const bool by_inverse = pivot >= kPivotEnough;
+  const bool by_inverse = pivot >= kPivotHarmless;
   if (by_inverse) {
     inverse(Inverse<R>{w.round.data(), w.q, w.ld, w.triangle.data(), w.factor.data()});
   } else {
@@ -149,7 +149,7 @@ void orthonormalise(const Team& team, R* y, int64_t m, int rounds, uint64_t seed
         accumulate_triangle(w.round.data(), total, w.q, w.ld);
       }
     }
-    if (rounds == 0 && pivot >= kPivotEnough && !filled) break;
+    if (rounds == 0 && pivot >= pivot_enough<R> && !filled) break;
   }
 }
 

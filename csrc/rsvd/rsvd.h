@@ -20,11 +20,19 @@
 
 namespace artent::rsvd {
 
-constexpr double kPivotFloor = 1e-12;  // residual 1e-6 of a column: above what a float64 Gram matrix can lose
-constexpr double kPivotEnough = 1e-2;  // all pivots above: one round was enough, κ ≲ 10
-constexpr int kMaxRounds = 6;          // of the rounds "until orthonormal" (CPU; CUDA runs a fixed kRounds)
-constexpr int kRounds = 3;
+constexpr double kPivotFloor = 1e-12;    // residual 1e-6 of a column: above what a float64 Gram matrix can lose
+constexpr double kPivotHarmless = 1e-2;  // all pivots above (κ ≲ 10): R may be inverted explicitly
+// Of the rounds "until orthonormal": those that give_up takes, two for the normals, one spare. CUDA launches all of
+// them, and a matrix that is done skips the rest.
+constexpr int kMaxRounds = 6;
 constexpr uint32_t kFillStream = 1;
+
+// All pivots above: one round was enough. What it leaves of orthogonality is rounding over this, in float64 that of the
+// Gram matrix itself.
+template <typename R>
+constexpr double pivot_enough = 1e-2;
+template <>
+constexpr double pivot_enough<double> = 0.5;
 
 // The first round in which a raised pivot is rounding: a round resolves six digits of a column.
 template <typename R>
