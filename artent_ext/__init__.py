@@ -4,8 +4,9 @@ from artent_ext import reference
 from artent_ext._native import build_info
 from artent_ext._version import __version__
 from artent_ext.attention import AttentionStats, attention_entropy, attention_stats
+from artent_ext.lowrank import svd_lowrank
 from artent_ext.operators import Operator
-from artent_ext.rsvd import RSVD, rsvd, svd_lowrank
+from artent_ext.rsvd import RSVD, rsvd
 
 __all__ = [
     "AttentionStats",

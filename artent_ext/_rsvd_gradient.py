@@ -22,7 +22,7 @@ from torch import Tensor
 from artent_ext._rsvd_ops import without_autocast
 
 _MAX_STEPS = 200  # of conjugate gradients; ‖E‖₂ = 0.9 σ_k takes about 40 to float64 rounding
-_ROUNDING = 8  # singular values are known to this many eps·σ₁
+_ROUNDING = 8  # singular values are known to this many eps·σ₁, inner products to this many eps·|x||y|
 
 
 def _reciprocal(x: Tensor, floor: Tensor) -> Tensor:
@@ -35,15 +35,18 @@ def _floor(S: Tensor) -> Tensor:
     return _ROUNDING * torch.finfo(S.dtype).eps * S[..., :1]
 
 
-def _antisymmetric(x: Tensor) -> Tensor:
-    return (x - x.mT) / 2
+def _mixing(x: Tensor, known: Tensor) -> Tensor:
+    """The antisymmetric part of x, and 0 where it is the rounding of a difference of equal numbers."""
+    difference = (x - x.mT) / 2
+    return torch.where(difference.abs() > known, difference, 0.0)
 
 
 def gradient(A, U, S, Vh, grad_U, grad_S, grad_Vh, grad_residual):
     """Gradient of A (B, m, n) from those of U, S, Vh and residual, each of which may be None.
 
-    Where two singular values coincide to rounding, or one vanishes, the part of the gradient that would tell their
-    vectors apart is infinite or, when the loss does not depend on the choice of vectors, zero: it is taken as zero.
+    Where singular values coincide to rounding, or vanish, the part of the gradient that mixes their vectors is taken as
+    zero: so it is for a loss of the subspace that they span; for others it is infinite, or 0/0 and lost (of U S Vh, the
+    off-diagonal part among equal singular values).
     """
     m, n, k = A.shape[-2], A.shape[-1], S.shape[-1]
     A, V = A.to(S.dtype), Vh.mT
@@ -54,9 +57,11 @@ def gradient(A, U, S, Vh, grad_U, grad_S, grad_Vh, grad_residual):
         b = torch.zeros_like(V) if grad_Vh is None else grad_Vh.mT
         inside_a, inside_b = U.mT @ a, V.mT @ b
         floor = _floor(S)[..., None]
+        size = (a.square().sum(-2) + b.square().sum(-2)).sqrt()
+        known = _ROUNDING * torch.finfo(S.dtype).eps * (size[..., None, :] + size[..., :, None])
         difference, total = S[..., None, :] - S[..., :, None], S[..., None, :] + S[..., :, None]
-        inner = inner + _antisymmetric(inside_a + inside_b) * _reciprocal(difference, floor)
-        inner = inner + _antisymmetric(inside_a - inside_b) * _reciprocal(total, floor)
+        inner = inner + _mixing(inside_a + inside_b, known) * _reciprocal(difference, floor)
+        inner = inner + _mixing(inside_a - inside_b, known) * _reciprocal(total, floor)
         # A full set of vectors leaves nothing outside, and with k = min(m, n) there is no remainder to solve with.
         a = a - U @ inside_a if k < m else torch.zeros_like(a)
         b = b - V @ inside_b if k < n else torch.zeros_like(b)

@@ -17,7 +17,7 @@ ops = torch.ops.artent
 
 # A matrix up to this size belongs to one thread block (csrc/rsvd/rsvd_cuda.cu).
 _FUSED_SIDE = 512
-_FUSED_WIDTH = 64
+_FUSED_WIDTH = {torch.float32: 64, torch.float64: 32}
 
 # Below this share of ‖A‖², ‖A‖² − Σσ̂² is more the rounding of σ̂ than a residual (as in csrc/rsvd/single_cpu.h).
 _CANCELLATION = {torch.float32: 1e-4, torch.float64: 1e-10}
@@ -96,7 +96,7 @@ def without_autocast(x: Tensor):
 def _rsvd_cuda(A, rank, oversample, power_iters, seed):
     _, m, n = A.shape
     width = min(rank + oversample, m, n)
-    if max(m, n) <= _FUSED_SIDE and width <= _FUSED_WIDTH:
+    if max(m, n) <= _FUSED_SIDE and width <= _FUSED_WIDTH[accumulator_dtype(A.dtype)]:
         return ops.rsvd_small(A, rank, oversample, power_iters, seed)
     return dense(A, rank, oversample, power_iters, seed)
 
@@ -114,6 +114,7 @@ def _rsvd_fake(A, rank, oversample, power_iters, seed):
     torch._check(A.dim() == 3, lambda: f"A must be (B, m, n), got {A.dim()}-d")
     batch, m, n = A.shape
     _check_seed(seed, batch)
+    torch._check(min(rank, oversample, power_iters) >= 0, lambda: "rank, oversample and power_iters: non-negative")
     k = min(rank, m, n)
     dtype = accumulator_dtype(A.dtype)
     return (

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from artent_ext import _native, _rsvd_gradient, _rsvd_ops  # noqa: F401 (register torch.ops.artent.rsvd*)
-from artent_ext._arguments import _FLOATS, accumulator_dtype
 from artent_ext._rsvd_arguments import (
     check_count,
     check_matrix,
@@ -24,9 +23,8 @@ from artent_ext._rsvd_arguments import (
 )
 from artent_ext.operators import Operator
 
-__all__ = ["RSVD", "rsvd", "svd_lowrank"]
+__all__ = ["RSVD", "rsvd"]
 
-_TINY = 16  # svd_lowrank: up to this min(m, n) a full sketch costs nothing and makes the answer exact
 _FIRST_WIDTH = 32  # with a tolerance and no rank: doubled until the tolerance is met
 
 
@@ -58,9 +56,9 @@ def rsvd(
     float32 and gives float32 factors. With ``torch.compile``; autocast leaves it alone.
 
     Differentiable, to any order, in a tensor A: the derivative of the singular triplets of A itself, which supposes
-    that the subspace has converged (a gap after σ_k, or enough power iterations), and distinct singular values unless
-    the loss does not depend on the choice of vectors among equal ones. The gradients of ``S`` and of ``residual`` need
-    no gap. Operators are not differentiated through.
+    that they have converged and a gap after σ_k. Among equal singular values only a loss of the subspace that they span
+    has a gradient; of ``S`` and ``residual`` alone the gradient needs no vectors and no gap. Operators are not
+    differentiated through.
 
     Args:
         A: (..., m, n), or an :class:`artent_ext.Operator`.
@@ -88,7 +86,7 @@ def rsvd(
     Source: docs/math.md §3.
     """
     run, batch, m, n = _operator(A) if isinstance(A, Operator) else _dense(A)
-    check_count("rank", rank, 1, optional=True)
+    check_count("rank", rank, 0, optional=True)
     check_count("oversample", oversample, 0)
     check_count("power_iters", power_iters, 0)
     check_tolerance(tol, rank, A)
@@ -106,57 +104,6 @@ def rsvd(
     else:
         U, S, Vh, residual, ranks = _truncate(U, S, Vh, residual, tol)
     return RSVD(*(x.reshape((*batch, *x.shape[1:])) for x in (U, S, Vh, residual, ranks)))
-
-
-@torch.jit.ignore
-def _svd_lowrank(A: Tensor, q: int | None, niter: int | None, M: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    q = 6 if q is None else q
-    niter = 2 if niter is None else niter
-    if not isinstance(A, Tensor) or not (M is None or isinstance(M, Tensor)):
-        name, x = ("A", A) if not isinstance(A, Tensor) else ("M", M)
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
-    if any(x is not None and (x.layout != torch.strided or x.dtype not in _FLOATS) for x in (A, M)):
-        return torch.svd_lowrank(A, q=q, niter=niter, M=M)
-    if A.dim() < 2:
-        raise ValueError(f"A must have at least two dimensions (..., m, n), got shape {tuple(A.shape)}")
-    if M is not None:
-        if M.dtype != A.dtype:
-            raise RuntimeError(f"A is {A.dtype} and M is {M.dtype}: they must have one dtype")
-        A = A - M.broadcast_to(A.shape)
-    if not isinstance(q, (int, torch.SymInt)):
-        raise TypeError(f"q must be an integer, got {type(q).__name__}")
-    if q < 0:
-        raise RuntimeError(f"q is the number of columns of the factors and cannot be negative, got {q}")
-    *batch, m, n = A.shape
-    if q == 0:
-        dtype = accumulator_dtype(A.dtype)
-        return tuple(A.new_empty(*batch, *shape, dtype=dtype) for shape in ((m, 0), (0,), (n, 0)))
-    # The sketch has q columns, as torch's.
-    oversample = min(m, n) if min(m, n) <= _TINY else 0
-    U, S, Vh, _, _ = rsvd(A, int(q), oversample=oversample, power_iters=max(niter, 0))
-    return U, S, Vh.mT
-
-
-def svd_lowrank(
-    A: Tensor, q: int | None = 6, niter: int | None = 2, M: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`torch.svd_lowrank`, as a drop-in: (U, S, V) with A − M ≈ U diag(S) Vᵀ.
-
-    Same arguments, shapes and errors, and no worse approximation at equal ``q`` and ``niter``. What differs: the result
-    is the same in every call and the global random state is neither read nor written; float16 and bfloat16 are
-    accepted and give float32 factors; NaN and Inf are a ValueError that names the matrix; gradients are those of
-    :func:`rsvd`. Sparse, complex and integer input goes to :func:`torch.svd_lowrank`.
-
-    Args:
-        A: (..., m, n).
-        q: columns of the sketch and of the factors; min(q, m, n) are returned.
-        niter: power iterations.
-        M: subtracted from A; broadcast to its shape.
-
-    Returns:
-        U (..., m, q), S (..., q), V (..., n, q).
-    """
-    return _svd_lowrank(A, q, niter, M)
 
 
 def _dense(A):
@@ -186,11 +133,11 @@ def _operator(A):
 
         return apply
 
-    @torch.no_grad()
     def run(rank, oversample, power_iters, seed, chosen=None):
-        U, Vh, sigma = _rsvd_ops.factors(
-            product(A.matmat, m), product(A.rmatmat, n), m, n, rank, oversample, power_iters, seed, A.dtype
-        )
+        with torch.no_grad(), _rsvd_ops.without_autocast(A):
+            U, Vh, sigma = _rsvd_ops.factors(
+                product(A.matmat, m), product(A.rmatmat, n), m, n, rank, oversample, power_iters, seed, A.dtype
+            )
         if A.norm2 is None:
             residual = torch.full((size,), math.nan, dtype=torch.float64, device=A.device)
         else:
