@@ -30,7 +30,7 @@ STABLE_TORCH_LIBRARY(artent, m) {
   // Y (B,m,q) = Q R: Q like Y, orthonormal to rounding for rounds = 0, after that many rounds of clamped CholeskyQR
   // otherwise; R (B,q,q) float64.
   m.def("rsvd_orthonormalise(Tensor Y, int rounds, Tensor seed) -> (Tensor Q, Tensor R)");
-  // R (B,q,q) float64 = U diag(S) Vᵀ, S descending, by one-sided Jacobi.
+  // R (B,q,q) float64 = U diag(S) Vᵀ, S descending, by one-sided Jacobi (wide ones on the CPU: LAPACK).
   m.def("rsvd_jacobi(Tensor R) -> (Tensor U, Tensor S, Tensor V)");
   // ‖A − U diag(S) Vh‖_F² (B) float64, without storing the difference; 0 where `needed` (B, bool) is false.
   m.def("rsvd_residual(Tensor A, Tensor U, Tensor S, Tensor Vh, Tensor needed) -> Tensor");

@@ -92,6 +92,10 @@ std::tuple<Tensor, Tensor, Tensor> rsvd_jacobi(Tensor factor) {
   Tensor V = new_tensor<3>(factor, {batch, q, q}, ScalarType::Double);
   const Tensor given = torch::stable::contiguous(factor);
   if (q == 0) return {U, S, V};
+  if (q > kJacobiWidest && batch > 0) {
+    const LibrarySvd svd(given);
+    return {svd.u, svd.s, torch::stable::contiguous(torch::stable::transpose(svd.vh, 1, 2))};
+  }
   for_each_matrix(batch, "rsvd_jacobi", [&](const Team&, int64_t b) {
     const int64_t ld = padded<double>(q);
     std::vector<double> w(q * ld), x(q * ld), scratch(4 * (q + 2));

@@ -24,23 +24,25 @@ void run(const Tensor& A, const Plan& plan, const Tensor& seed, const Tensor& U,
   const int64_t batch = A.size(0), m = A.size(1), n = A.size(2), shorter = std::min(m, n);
   const auto* seeds = static_cast<const int64_t*>(seed.const_data_ptr());
   const bool one_seed = seed.size(0) == 1;
-  const int64_t ld = padded<R>(plan.q);
+  const int64_t ld = padded<R>(plan.sketch());
   std::vector<R> shared(one_seed ? shorter * ld : 0);
-  if (one_seed) fill_sketch(Team{true}, uint64_t(seeds[0]), shorter, plan.q, ld, shared.data());
+  if (one_seed) fill_sketch(Team{true}, uint64_t(seeds[0]), shorter, plan.sketch(), ld, shared.data());
   const auto one = [&](const Team& team, int64_t b, Workspace<R>& w) {
     const uint64_t key = uint64_t(seeds[one_seed ? 0 : b]);
     if (!one_seed) {
       w.sketch.resize(shorter * ld);
-      fill_sketch(team, key, shorter, plan.q, ld, w.sketch.data());
+      fill_sketch(team, key, shorter, plan.sketch(), ld, w.sketch.data());
     }
     const Output<R> out{
         static_cast<R*>(U.mutable_data_ptr()) + b * m * plan.k, static_cast<R*>(S.mutable_data_ptr()) + b * plan.k,
         static_cast<R*>(Vh.mutable_data_ptr()) + b * plan.k * n, static_cast<double*>(residual.mutable_data_ptr()) + b};
-    decompose(team, matrix<T>(A, b), key, one_seed ? shared.data() : w.sketch.data(), out, w);
+    decompose(team, A, matrix<T>(A, b), key, one_seed ? shared.data() : w.sketch.data(), out, w);
   };
-  // Either way the same operations in the same order a number: what is chosen here changes the time only.
+  // Either way the same operations in the same order a number: what is chosen here changes the time only. LAPACK brings
+  // threads of its own.
   const int64_t threads = torch::stable::get_num_threads();
-  const int64_t spread = batch % threads == 0 || batch >= 4 * threads ? batch : batch - batch % threads;
+  const int64_t even = batch % threads == 0 || batch >= 4 * threads ? batch : batch - batch % threads;
+  const int64_t spread = plan.library() ? 0 : even;
   std::atomic<bool> failed{false};
   torch::stable::parallel_for(0, spread, 1, [&](int64_t begin, int64_t end) {
     try {  // an exception must not leave a parallel region
@@ -65,7 +67,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rsvd(Tensor A, int64_t rank, int64_t 
   }
   if (call.empty()) return {call.U, call.S, call.Vh, call.residual};
   const Tensor seeds = torch::stable::contiguous(seed);
-  const Plan plan{call.k, call.q, int(power_iters)};
+  const Plan plan{call.k, call.q, int(power_iters), std::min(call.m, call.n)};
   dispatch(A.scalar_type(), "rsvd",
            [&](auto type) { run<decltype(type)>(A, plan, seeds, call.U, call.S, call.Vh, call.residual); });
   return {call.U, call.S, call.Vh, call.residual};

@@ -2,8 +2,9 @@
 #pragma once
 
 #include "jacobi_cpu.h"
-#include "orthonormalise_cpu.h"
-#include "source_cpu.h"
+#include "library_cpu.h"
+#include "residual_cpu.h"
+#include "workspace_cpu.h"
 
 namespace artent::rsvd {
 
@@ -20,51 +21,6 @@ constexpr double kJacobiEnough = 1e-5;
 template <>
 constexpr double kJacobiEnough<double> = kJacobiTolerance;
 
-struct Plan {
-  int64_t k, q;  // singular triplets asked for, columns of the sketch
-  int power_iters;
-};
-
-template <typename R>
-struct Output {
-  R *u, *s, *vh;  // (rows×k), (k), (k×cols), contiguous
-  double* residual;
-};
-
-template <typename R>
-struct Workspace {
-  Plan plan;
-  QrWorkspace<R> qr;
-  std::vector<R> store, sketch, y, z, small, product;
-  std::vector<double> w, x, sigma, scratch, left, right;
-  std::vector<int32_t> players;
-
-  explicit Workspace(const Plan& p)
-      : plan(p),
-        qr(p.q),
-        small(p.q * qr.ld),
-        w((p.q + 4) * qr.ld),
-        x((p.q + 4) * qr.ld),
-        sigma(p.q),
-        scratch(4 * (p.q + 2)),
-        players(p.q + 1) {}
-};
-
-// Ω (n×ld): normals by (seed, row, column), zeros past q.
-template <typename R>
-void fill_sketch(const Team& team, uint64_t seed, int64_t n, int64_t q, int64_t ld, R* omega) {
-  team(divide_up(n, 64), [&](int64_t task) {
-    for (int64_t i = task * 64; i < std::min(n, (task + 1) * 64); i += 4) {
-      const int64_t rows = std::min<int64_t>(4, n - i);
-      for (int64_t t = 0; t < rows; ++t) std::fill_n(omega + (i + t) * ld, ld, R(0));
-      for (int64_t j = 0; j < q; ++j) {
-        const Normal4 normals = normal4(seed, 0, uint64_t(i / 4), uint32_t(j));
-        for (int64_t t = 0; t < rows; ++t) omega[(i + t) * ld + j] = R(normals.x[t]);
-      }
-    }
-  });
-}
-
 // basis (rows×ld) times the first k rows' transpose of `rotation` (q×ld, float64): row-major (rows×k), or transposed.
 template <typename R>
 void write_factor(const Team& team, const R* basis, int64_t rows, const std::vector<double>& rotation, bool transposed,
@@ -80,52 +36,10 @@ void write_factor(const Team& team, const R* basis, int64_t rows, const std::vec
     for (int64_t j = 0; j < k; ++j) (transposed ? out[j * rows + i] : out[i * k + j]) = w.product[i * width + j];
 }
 
-// ‖A − L diag(s) Rᵀ‖_F² in float64; left (m×k), right given as its transpose (k×n).
+// Q (in w.y), Q₂ (in w.z) and the triangle R (in w.w) of B = AᵀQ = Q₂R.
 template <typename R>
-double explicit_residual(const Team& team, const Source<R>& a, const R* left, int64_t left_row, int64_t left_col,
-                         const R* s, const R* right, int64_t right_row, int64_t right_col, int64_t k,
-                         std::vector<double>& l, std::vector<double>& r) {
-  const int64_t ld = padded<double>(a.n), tasks = divide_up(a.m, kTaskRows);
-  l.assign(a.m * k, 0);
-  r.assign(k * ld, 0);
-  for (int64_t i = 0; i < a.m; ++i)
-    for (int64_t j = 0; j < k; ++j) l[i * k + j] = double(left[i * left_row + j * left_col]) * double(s[j]);
-  for (int64_t i = 0; i < k; ++i)
-    for (int64_t j = 0; j < a.n; ++j) r[i * ld + j] = double(right[i * right_row + j * right_col]);
-  std::vector<double> sums(tasks), rows((team.all_threads ? tasks : 1) * kSolveRows * ld);
-  team(tasks, [&](int64_t t) {
-    double* c = rows.data() + (team.all_threads ? t : 0) * kSolveRows * ld;
-    const int64_t last = std::min(a.m, (t + 1) * kTaskRows);
-    double sum = 0;
-    for (int64_t row = t * kTaskRows; row < last; row += kSolveRows) {
-      const int64_t count = std::min(kSolveRows, last - row);
-      product(Product<double>{l.data() + row * k, k, 1, k, r.data(), c, ld, 0, count});
-      for (int64_t i = 0; i < count; ++i)
-        for (int64_t j = 0; j < a.n; ++j) {
-          const double e = double(a.data[(row + i) * a.row_stride + j * a.col_stride]) - c[i * ld + j];
-          sum += e * e;
-        }
-    }
-    sums[t] = sum;
-  });
-  double total = 0;
-  for (const double sum : sums) total += sum;
-  return total;
-}
-
-template <typename T, typename R = typename Working<T>::type>
-void decompose(const Team& team, const Given<T>& given, uint64_t seed, const R* omega, const Output<R>& out,
-               Workspace<R>& w) {
-  const auto [k, q, power_iters] = w.plan;
-  const Source<R> a = prepare(team, given, w.store);
-  if (a.norm2 != a.norm2) {
-    std::fill_n(out.u, given.rows * k, R(a.norm2));
-    std::fill_n(out.s, k, R(a.norm2));
-    std::fill_n(out.vh, k * given.cols, R(a.norm2));
-    *out.residual = a.norm2;
-    return;
-  }
-  const int64_t ld = w.qr.ld;
+void find_range(const Team& team, const Source<R>& a, uint64_t seed, const R* omega, Workspace<R>& w) {
+  const int64_t q = w.plan.q, ld = w.qr.ld;
   w.y.resize(a.m * ld);
   w.z.resize(a.n * ld);
   R *y = w.y.data(), *z = w.z.data();
@@ -136,7 +50,7 @@ void decompose(const Team& team, const Given<T>& given, uint64_t seed, const R* 
     multiply(team, Product<R>{a.data, a.col_stride, a.row_stride, a.m, y, z, ld, 0, 0}, a.n);
   };
   // A sketch as wide as the matrix spans its range: nothing is left to iterate for.
-  const int iterations = q == a.n ? 0 : power_iters;
+  const int iterations = q == a.n ? 0 : w.plan.power_iters;
   times_a(omega);
   for (int i = 0; i < iterations; ++i) {
     orthonormalise(team, y, a.m, 1, seed, w.qr, nullptr);
@@ -149,14 +63,37 @@ void decompose(const Team& team, const Given<T>& given, uint64_t seed, const R* 
   std::fill(w.w.begin(), w.w.end(), 0.0);
   orthonormalise(team, z, a.n, 0, seed, w.qr, w.w.data());
   for (int64_t i = 0; i < q; ++i) std::fill_n(w.w.data() + i * ld, i, 0.0);  // the triangle's other half
-  jacobi(Jacobi{q, ld, w.w.data(), w.x.data(), w.sigma.data(), kJacobiEnough<R>, w.scratch.data(), w.players.data()});
+}
 
+template <typename T, typename R = typename Working<T>::type>
+void decompose(const Team& team, const Tensor& like, const Given<T>& given, uint64_t seed, const R* omega,
+               const Output<R>& out, Workspace<R>& w) {
+  const int64_t k = w.plan.k;
   const bool wide = given.rows < given.cols;
-  write_factor(team, y, a.m, w.w, wide, wide ? out.vh : out.u, w);
-  write_factor(team, z, a.n, w.x, !wide, wide ? out.u : out.vh, w);
-  double kept = 0, beyond = 0;
-  for (int64_t i = 0; i < q; ++i) (i < k ? kept : beyond) += w.sigma[i] * w.sigma[i];
+  const Source<R> a = prepare(team, given, w.store);
+  if (a.norm2 != a.norm2) {
+    std::fill_n(out.u, given.rows * k, R(a.norm2));
+    std::fill_n(out.s, k, R(a.norm2));
+    std::fill_n(out.vh, k * given.cols, R(a.norm2));
+    *out.residual = a.norm2;
+    return;
+  }
+  if (w.plan.whole()) {
+    library_svd(like, a, wide, out, w);
+  } else {
+    find_range(team, a, seed, omega, w);
+    if (w.plan.library()) {
+      library_small_svd(like, w);
+    } else {
+      jacobi(Jacobi{w.plan.q, w.qr.ld, w.w.data(), w.x.data(), w.sigma.data(), kJacobiEnough<R>, w.scratch.data(),
+                    w.players.data()});
+    }
+    write_factor(team, w.y.data(), a.m, w.w, wide, wide ? out.vh : out.u, w);
+    write_factor(team, w.z.data(), a.n, w.x, !wide, wide ? out.u : out.vh, w);
+  }
   for (int64_t i = 0; i < k; ++i) out.s[i] = R(w.sigma[i]);
+  double kept = 0, beyond = 0;
+  for (size_t i = 0; i < w.sigma.size(); ++i) (int64_t(i) < k ? kept : beyond) += w.sigma[i] * w.sigma[i];
   double residual = std::max(a.norm2 - kept - beyond, 0.0) + beyond;
   if (residual < kCancellation<R> * a.norm2) {
     residual = wide ? explicit_residual(team, a, out.vh, 1, a.m, out.s, out.u, 1, k, k, w.left, w.right)
