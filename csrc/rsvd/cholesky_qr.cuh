@@ -54,7 +54,8 @@ __device__ void gram_panel(const Panel<Real>& y, int rows, int q, simt::SharedSp
   __syncthreads();
 }
 
-// D⁻¹GD⁻¹ = L̃ diag(d) L̃ᵀ in place, with d on the diagonal and L̃ diag(d) below: one barrier a column, square roots later.
+// D⁻¹GD⁻¹ = L̃ diag(d) L̃ᵀ in place, with d on the diagonal and L̃ diag(d) below: one barrier a column, square roots
+// later.
 template <class Span>
 struct Factor {
   Span g;      // packed(q)
@@ -196,7 +197,8 @@ __device__ double orthonormalise_panel(const Panel<Real>& y, int rows, int q, ui
   factor.write_triangle(triangle);
   if (keep_r) factor.accumulate(total, spare, round == 0);
   __syncthreads();
-  for (int row = int(threadIdx.x); row < rows; row += int(blockDim.x)) substitute_row(y.data, row * y.pitch, triangle, q);
+  for (int row = int(threadIdx.x); row < rows; row += int(blockDim.x))
+    substitute_row(y.data, row * y.pitch, triangle, q);
   __syncthreads();
   if (smallest > 0) return smallest;
   for (int col = 0; col < q; ++col) {

@@ -42,7 +42,7 @@ template <class Span>
 struct Jacobi {
   Span w, x;
   int q;
-  double tolerance;
+  double enough;  // stop after a sweep that met no larger cosine between two columns
   JacobiSpans spans;
 
   // Needs a barrier before, ends with one. False, in every thread, when R is not finite: then nothing was computed.
@@ -69,6 +69,7 @@ struct Jacobi {
       if (!__syncthreads_or(rotate_all())) break;
     normalise();
     complete();
+    __syncthreads();
     const PowerOfTwo<double> rescale(exponent);
     for (int i = int(threadIdx.x); i < q; i += int(blockDim.x)) spans.sigma.store(i, rescale(spans.sigma.load(i)));
     __syncthreads();
@@ -76,11 +77,11 @@ struct Jacobi {
   }
 
  private:
-  // One sweep; returns whether this thread's pairs turned.
+  // One sweep; returns whether a pair of this thread was too far from orthogonal for it to be the last.
   __device__ int rotate_all() const {
     const int pitch = jacobi_pitch(q), lanes = pair_lanes(q), lane = int(threadIdx.x) % lanes;
     const int players = (q + 1) / 2 * 2, pairs = players / 2, groups = int(blockDim.x) / lanes;
-    int turned = 0;
+    int far = 0;
     for (int round = 0; round < players - 1; ++round) {
       for (int first = 0; first < pairs; first += groups) {  // the same number of times in every thread: shuffles
         // The last player stays, the others move round a circle; an odd player out meets nobody.
@@ -101,8 +102,9 @@ struct Jacobi {
           b += __shfl_xor_sync(kAllLanes, b, n);
           g += __shfl_xor_sync(kAllLanes, g, n);
         }
-        if (!plays || !(fabs(g) > tolerance * sqrt(a * b))) continue;
-        turned = 1;
+        const double cosine = fabs(g) / sqrt(a * b);  // NaN for a zero row
+        if (!plays || !(cosine > kJacobiTolerance)) continue;
+        far |= cosine > enough;
         // tan of the angle that makes them orthogonal: the smaller root of t² + 2ζt − 1, ζ = (b − a)/2g.
         const double zeta = (b - a) / (2 * g);
         const double t = copysign(1 / (fabs(zeta) + sqrt(1 + zeta * zeta)), zeta);
@@ -114,7 +116,7 @@ struct Jacobi {
       }
       __syncthreads();
     }
-    return turned;
+    return far;
   }
 
   __device__ __forceinline__ void turn(Span m, int at, int other, double c, double s) const {
@@ -128,7 +130,7 @@ struct Jacobi {
     const int pitch = jacobi_pitch(q);
     for (int i = warp_id(); i < q; i += warp_count()) {
       const double norm = sqrt(warp_dot(i, i));
-      const double sigma = norm > 1e-150 ? norm : 0;  // below, squares vanish and the direction is lost
+      const double sigma = norm > 1e-70 ? norm : 0;  // below, products of squares vanish and the direction is lost
       if (lane_id() == 0) spans.sigma.store(i, sigma);
       for (int k = lane_id(); k < q; k += kWarpLanes)
         w.store(i * pitch + k, sigma > 0 ? w.load(i * pitch + k) / sigma : 0);
@@ -144,7 +146,7 @@ struct Jacobi {
   }
 
   // Rows of w without a direction, the last in order, become orthonormal to all before: each time the unit vector
-  // farthest from them, orthogonalised twice. Ends with a barrier.
+  // farthest from them, orthogonalised twice.
   __device__ void complete() const {
     const int pitch = jacobi_pitch(q);
     for (int rank = 0; rank < q; ++rank) {
@@ -179,7 +181,8 @@ struct Jacobi {
       }
       const double norm = sqrt(warp_dot(row, row));
       __syncthreads();
-      for (int k = int(threadIdx.x); k < q; k += int(blockDim.x)) w.store(row * pitch + k, w.load(row * pitch + k) / norm);
+      for (int k = int(threadIdx.x); k < q; k += int(blockDim.x))
+        w.store(row * pitch + k, w.load(row * pitch + k) / norm);
       __syncthreads();
     }
   }

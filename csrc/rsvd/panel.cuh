@@ -70,31 +70,39 @@ struct Panel {
 
 // Reads A tile by tile, kDepth columns of all rows, through registers: a tile is fetched while the one before is used.
 // Neighbouring threads read along whichever side of A is contiguous. Along rows of A they are eight columns by four
-// rows, which a tile pitch of four times an odd number spreads over all banks when the tile is stored k first.
+// rows, which a tile pitch of four times an odd number spreads over all banks when the tile is stored k first. Needs a
+// thread a row, or more.
 template <class Element>
 class TileLoader {
  public:
   using Real = Accumulator<Element>;
 
-  __device__ TileLoader(const View<Element>& a)
-      : a_(a), rows_(round_up(a.rows, kThreadRows)), down_(a.row_stride < a.col_stride) {
+  __device__ explicit TileLoader(const View<Element>& a)
+      : height_(a.rows), depth_(a.cols), rows_(round_up(a.rows, kThreadRows)), col_stride_(a.col_stride) {
     const int threads = int(blockDim.x), self = int(threadIdx.x);
-    row_ = down_ ? self % rows_ : self / kDepth<Real>;
-    k_ = down_ ? self / rows_ : self % kDepth<Real>;
-    row_step_ = down_ ? threads % rows_ : threads / kDepth<Real>;
-    k_step_ = down_ ? threads / rows_ : 0;
-    count_ = (rows_ * kDepth<Real> + threads - 1) / threads;
+    if (a.row_stride < a.col_stride) {  // a thread keeps its row
+      k_step_ = threads / rows_;
+      row_ = self % rows_;
+      k_ = self < k_step_ * rows_ ? self / rows_ : kDepth<Real>;
+      step_ = k_step_ * a.col_stride;
+    } else {  // a thread keeps its column
+      row_step_ = threads / kDepth<Real>;
+      row_ = self / kDepth<Real>;
+      k_ = self % kDepth<Real>;
+      step_ = row_step_ * a.row_stride;
+    }
+    first_ = a.at(row_, k_);
   }
 
   // Columns k0 …; zero past either end.
   __device__ __forceinline__ void fetch(int k0) {
+    const Element* at = first_ + k0 * col_stride_;
     int row = row_, k = k_;
 #pragma unroll
     for (int i = 0; i < kLoads<Real>; ++i) {
-      if (i >= count_) break;
       held_[i] = static_cast<Element>(0.0f);
-      if (row < a_.rows && k < kDepth<Real> && k0 + k < a_.cols) held_[i] = simt::global_load(a_.at(row, k0 + k));
-      advance(row, k);
+      if (row < height_ && k < kDepth<Real> && k0 + k < depth_) held_[i] = simt::global_load(at);
+      at += step_, row += row_step_, k += k_step_;
     }
   }
 
@@ -104,27 +112,17 @@ class TileLoader {
     int row = row_, k = k_;
 #pragma unroll
     for (int i = 0; i < kLoads<Real>; ++i) {
-      if (i >= count_) break;
       if (row < rows_ && k < kDepth<Real>) f(row, k, static_cast<Real>(held_[i]));
-      advance(row, k);
+      row += row_step_, k += k_step_;
     }
   }
 
  private:
-  View<Element> a_;
-  int rows_;
-  bool down_;
-  int row_, k_, row_step_, k_step_, count_;
+  int height_, depth_, rows_;  // rows_: padded
+  int64_t col_stride_, step_;
+  int row_, k_, row_step_ = 0, k_step_ = 0;
+  const Element* first_;
   Element held_[kLoads<Real>];
-
-  __device__ __forceinline__ void advance(int& row, int& k) const {
-    row += row_step_;
-    k += k_step_;
-    if (down_ && row >= rows_) {
-      row -= rows_;
-      ++k;
-    }
-  }
 };
 
 // The panel's first a.cols rows, X, become the a.rows rows of scale(A)·X, for `cols` columns rounded up to eight.
@@ -132,8 +130,8 @@ class TileLoader {
 // thread's share of ‖scale(A)‖_F² if `norm` asks for it. Begins and ends with a barrier.
 template <class Element>
 __device__ double multiply_panel(const View<Element>& a, const PowerOfTwo<Accumulator<Element>>& scale,
-                                              const Panel<Accumulator<Element>>& panel, int cols,
-                                              simt::SharedSpan<Accumulator<Element>> tiles, bool two_tiles, bool norm) {
+                                 const Panel<Accumulator<Element>>& panel, int cols,
+                                 simt::SharedSpan<Accumulator<Element>> tiles, bool two_tiles, bool norm) {
   using Real = Accumulator<Element>;
   constexpr int kCols = kThreadCols<Real>;
   const int row_groups = round_up(a.rows, kThreadRows) / kThreadRows, col_groups = round_up(cols, 8) / kCols;

@@ -32,11 +32,6 @@ inline Launch sketch_launch(const SketchParams& p) {
   return {divide_up(p.count * ((p.rows + 3) / 4) * p.cols, kPartThreads), kPartThreads, 0};
 }
 
-// Rounds "until orthonormal": the last that fills columns, one that brings those near, one to finish, and one in reserve
-// for columns that nothing was left of. Where a round was enough, the later ones return at once.
-template <class Real>
-constexpr int kLaunchedRounds = give_up<Real> + 3;
-
 // Whether an earlier round was enough for matrix b.
 __device__ inline bool finished(const QrParams& p, int64_t b) {
   return p.until_orthonormal && p.round > 0 && simt::global_load(p.finished + b) < p.round;
@@ -118,8 +113,7 @@ __device__ void factorise_gram(const QrParams& p, int64_t b, const Factor<Span>&
   const double* const partial = p.partial + b * p.chunks * packed(p.q);
   for (int n = int(threadIdx.x); n < packed(p.q); n += int(blockDim.x)) {
     double sum = 0;
-    for (int chunk = 0; chunk < p.chunks; ++chunk)
-      sum += simt::global_load(partial + int64_t(chunk) * packed(p.q) + n);
+    for (int chunk = 0; chunk < p.chunks; ++chunk) sum += simt::global_load(partial + int64_t(chunk) * packed(p.q) + n);
     factor.g.store(n, sum);
   }
   __syncthreads();
@@ -129,7 +123,7 @@ __device__ void factorise_gram(const QrParams& p, int64_t b, const Factor<Span>&
   factor.accumulate(simt::GlobalSpan<double>(p.r + b * square, square),
                     simt::GlobalSpan<double>(p.spare + b * square, square), p.round == 0);
   if (!p.until_orthonormal || threadIdx.x != 0) return;
-  if (smallest >= kPivotEnough)
+  if (smallest >= pivot_enough<Real>)
     simt::global_store(p.finished + b, int32_t(p.round));
   else if (p.round == 0)
     simt::global_store(p.finished + b, INT32_MAX);
@@ -204,8 +198,7 @@ __global__ void __launch_bounds__(kRowThreads) rsvd_substitute_kernel(const QrPa
     Real value = panel.load(row, col);
     if (triangle.load(triangle_at(col, col)) == Real(0)) {  // a zero column: normals, of which the round below is one
       const uint64_t seed = uint64_t(simt::global_load(p.seeds.data + b * p.seeds.stride));
-      const Normal4 normals =
-          normal4(seed, kFillStream + uint32_t(p.round), uint64_t((row0 + row) / 4), uint32_t(col));
+      const Normal4 normals = normal4(seed, kFillStream + uint32_t(p.round), uint64_t((row0 + row) / 4), uint32_t(col));
       const int part = int((row0 + row) % 4);
       value = Real(part == 0 ? normals.x[0] : part == 1 ? normals.x[1] : part == 2 ? normals.x[2] : normals.x[3]);
     }
@@ -265,8 +258,7 @@ static __global__ void __launch_bounds__(kMaxThreads) rsvd_jacobi_kernel(const J
 inline Launch jacobi_launch(const JacobiParams& p) {
   const int wanted = round_up(jacobi_threads(p.q), kWarpLanes);
   const int squares = jacobi_in_shared(p.q) ? 2 * simt::span_bytes<double>(jacobi_square(p.q)) : 0;
-  return {p.batch, wanted < 64 ? 64 : wanted < kMaxThreads ? wanted : kMaxThreads,
-          JacobiSpans::bytes(p.q) + squares};
+  return {p.batch, wanted < 64 ? 64 : wanted < kMaxThreads ? wanted : kMaxThreads, JacobiSpans::bytes(p.q) + squares};
 }
 
 }  // namespace artent::rsvd

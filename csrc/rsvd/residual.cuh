@@ -1,6 +1,7 @@
 // ‖A − U diag(s) Vᵀ‖_F² in float64 without storing the difference, in tiles of 64×64. Device code, no torch.
 //
-// Float64 throughout: it is asked for where the residual is near rounding, and then it is the rounding that is measured.
+// Float64 throughout: it is asked for where the residual is near rounding, and then it is the rounding that is
+// measured.
 #pragma once
 
 #include "block.cuh"
@@ -85,10 +86,9 @@ __device__ __forceinline__ int micro_col(int n) {
 // One tile by the whole block, any number of threads, for at most `depth` columns that are staged together; this
 // thread's share. Begins with whatever barrier freed the spans, ends with one.
 template <class Element, class Real>
-__device__ double residual_of_tile(const View<Element>& a, const PowerOfTwo<double>& scale,
-                                   const ScaledFactor<Real>& u, const ScaledFactor<Real>& v, int64_t row0,
-                                   int64_t col0, int depth, simt::SharedSpan<double> left,
-                                   simt::SharedSpan<double> right) {
+__device__ double residual_of_tile(const View<Element>& a, const PowerOfTwo<double>& scale, const ScaledFactor<Real>& u,
+                                   const ScaledFactor<Real>& v, int64_t row0, int64_t col0, int depth,
+                                   simt::SharedSpan<double> left, simt::SharedSpan<double> right) {
   stage_factor(left, u, row0, 0, depth);
   stage_factor(right, v, col0, 0, depth);
   __syncthreads();
@@ -136,8 +136,7 @@ __global__ void __launch_bounds__(kResidualThreads) rsvd_residual_kernel(const R
     accumulate_tile(left, right, depth, row, col, acc);
     __syncthreads();
   }
-  const double sum =
-      block_sum(squared_difference(a, PowerOfTwo<double>(0), row0 + row, col0 + col, acc), sums);
+  const double sum = block_sum(squared_difference(a, PowerOfTwo<double>(0), row0 + row, col0 + col, acc), sums);
   if (threadIdx.x == 0) simt::global_store(p.partial + blockIdx.x, sum);
 }
 

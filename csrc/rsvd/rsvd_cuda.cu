@@ -104,11 +104,8 @@ Tensor rsvd_sketch(Tensor seed, int64_t rows, int64_t cols, ScalarType dtype) {
   STD_TORCH_CHECK(rows >= 0 && cols >= 0, "rows and cols must be non-negative");
   Tensor out = new_tensor<3>(seed, {seed.size(0), rows, cols}, dtype);
   const Tensor seeds = torch::stable::contiguous(seed);
-  const SketchParams p{{static_cast<const int64_t*>(seeds.const_data_ptr()), 1},
-                       seed.size(0),
-                       rows,
-                       cols,
-                       out.mutable_data_ptr()};
+  const SketchParams p{
+      {static_cast<const int64_t*>(seeds.const_data_ptr()), 1}, seed.size(0), rows, cols, out.mutable_data_ptr()};
   dispatch_floating(out, "dtype", [&](auto type) {
     run(rsvd_sketch_kernel<decltype(type)>, sketch_launch(p), p, out, "rsvd_sketch");
   });
@@ -152,7 +149,7 @@ std::tuple<Tensor, Tensor> rsvd_orthonormalise(Tensor Y, int64_t rounds, Tensor 
              static_cast<int32_t*>(finished.mutable_data_ptr())};
   dispatch_floating(Y, "Y", [&](auto type) {
     using Real = decltype(type);
-    const int last = rounds == 0 ? kLaunchedRounds<Real> : int(rounds);
+    const int last = rounds == 0 ? kMaxRounds : int(rounds);
     for (int done = 0; done < last; ++done) {
       p.round = done;
       run(rsvd_gram_kernel<Real>, gram_launch(p), p, Y, "rsvd_orthonormalise");
@@ -176,10 +173,13 @@ std::tuple<Tensor, Tensor, Tensor> rsvd_jacobi(Tensor R) {
   const Tensor given = torch::stable::contiguous(R);
   const bool shared = jacobi_in_shared(int(q));
   Tensor scratch = new_tensor<3>(R, {shared ? 0 : batch, 2, jacobi_square(int(q))}, ScalarType::Double);
-  const JacobiParams p{batch,      int(q),
+  const JacobiParams p{batch,
+                       int(q),
                        static_cast<const double*>(given.const_data_ptr()),
-                       doubles(U), doubles(S),
-                       doubles(V), shared ? nullptr : doubles(scratch)};
+                       doubles(U),
+                       doubles(S),
+                       doubles(V),
+                       shared ? nullptr : doubles(scratch)};
   run(rsvd_jacobi_kernel, jacobi_launch(p), p, R, "rsvd_jacobi");
   return {U, S, V};
 }

@@ -22,9 +22,10 @@ constexpr int kSmallWidth = sizeof(Real) == 8 ? 32 : 64;
 // Below this share of ‖A‖², ‖A‖² − Σσ̂² is more the rounding of σ̂ than a residual.
 template <class Real>
 constexpr double kCancellationShare = sizeof(Real) == 8 ? 1e-10 : 1e-4;
-// Of the Jacobi SVD: the angles that the working precision can hold.
+// The Jacobi SVD is done after a sweep without larger cosines: convergence is quadratic, so they are below float32's
+// rounding then. In float64 a sweep has to find nothing.
 template <class Real>
-constexpr double kAngleTolerance = sizeof(Real) == 8 ? kJacobiTolerance : 1e-9;
+constexpr double kJacobiEnough = sizeof(Real) == 8 ? kJacobiTolerance : 1e-5;
 
 template <class Element>
 constexpr bool fits_small(const SmallShape& n) {
@@ -112,103 +113,156 @@ __device__ void write_rotation(simt::SharedSpan<double> rows, simt::SharedSpan<i
     simt::global_store(out + n, Real(rows.load(order.load(n % k) * jacobi_pitch(q) + n / k)));
 }
 
+// The block's matrix and what belongs to it. Addresses are computed where they are used: a register each would be taken
+// from the products. Side 0 is the tall one.
+template <class Element>
+struct Problem {
+  using Real = Accumulator<Element>;
+  const SmallParams& p;
+
+  __device__ int64_t b() const { return blockIdx.x; }
+  __device__ int height(int side) const { return side ? p.shape.n : p.shape.m; }
+  __device__ View<Element> a(bool transposed) const {
+    const View<Element> a{static_cast<const Element*>(p.a) + b() * p.a_strides.b, p.a_strides.i, p.a_strides.j,
+                          p.shape.m, p.shape.n};
+    return transposed ? a.transposed() : a;
+  }
+  __device__ uint64_t seed() const { return uint64_t(simt::global_load(p.seeds.data + b() * p.seeds.stride)); }
+  __device__ Real* s() const { return static_cast<Real*>(p.s) + b() * p.shape.k; }
+  // A's factors (height×k) as they are returned.
+  __device__ Real* factor(int side) const {
+    return side ? static_cast<Real*>(p.right) + b() * p.right_strides.b
+                : static_cast<Real*>(p.left) + b() * p.left_strides.b;
+  }
+  __device__ int64_t row_stride(int side) const { return side ? p.right_strides.i : p.left_strides.i; }
+  __device__ int64_t col_stride(int side) const { return side ? p.right_strides.j : p.left_strides.j; }
+  __device__ View<Real> factor_view(int side) const {
+    return {factor(side), row_stride(side), col_stride(side), height(side), p.shape.k};
+  }
+  // Scratch: Q and Q₂ (height×q), W and X (q×k).
+  __device__ Real* basis(int side) const {
+    return static_cast<Real*>(p.panels) + b() * small_panels(p.shape) + (side ? int64_t(p.shape.m) * p.shape.q : 0);
+  }
+  __device__ Real* rotation(int side) const {
+    return basis(1) + int64_t(p.shape.n + (side ? p.shape.k : 0)) * p.shape.q;
+  }
+  __device__ simt::GlobalSpan<double> triangle(int which) const {
+    const int square = p.shape.q * p.shape.q;
+    return {p.triangles + (b() * 2 + which) * square, square};
+  }
+};
+
+// Q and Q₂, orthonormal to rounding, into global memory; R of B = Q₂R likewise. Returns ‖scale(A)‖_F².
+template <class Element, class Real = Accumulator<Element>>
+__device__ double find_range(const Problem<Element>& problem, const PowerOfTwo<Real>& scale, simt::SharedArena arena,
+                             const JacobiSpans& spans) {
+  const SmallShape& n = problem.p.shape;
+  const Panel<Real> panel{arena.span<Real>(panel_size<Real>(n.m, n.q)), panel_pitch<Real>(n.q)};
+  simt::SharedArena staging = arena;
+  const bool two = two_tiles<Real>(n);
+  const auto tiles = staging.span<Real>((two ? 2 : 1) * tile_size<Real>(n.m));
+  sketch_panel(panel, n.n, n.q, problem.seed());
+  double norm2 = 0;
+  // A and Aᵀ in turn. A sketch as wide as the matrix spans its range: nothing is left to iterate for.
+  const int last = 2 * (n.q == n.n ? 0 : n.power_iters);
+  for (int step = 0; step <= last + 1; ++step) {
+    const int side = step % 2;
+    const double share = multiply_panel(problem.a(side), scale, panel, n.q, tiles, two, step == 0);
+    if (step == 0) norm2 = block_sum(share, spans.sums);
+    for (int round = 0; round < (step < last ? 1 : kMaxRounds); ++round) {
+      const double pivot = orthonormalise_panel(panel, problem.height(side), n.q, problem.seed(), round, arena,
+                                                spans.dots, step > last, problem.triangle(0), problem.triangle(1));
+      if (pivot >= pivot_enough<Real>) break;
+    }
+    if (step < last) continue;
+    write_panel(panel, problem.height(side), n.q, problem.basis(side), n.q, 1);
+    __syncthreads();
+  }
+  return norm2;
+}
+
+// R = X Σ Wᵀ: the rotations into global memory, the singular values into spans, those asked for into S too.
+template <class Element>
+__device__ void decompose_triangle(const Problem<Element>& problem, int exponent, simt::SharedArena arena,
+                                   const JacobiSpans& spans) {
+  using Real = Accumulator<Element>;
+  const int q = problem.p.shape.q, k = problem.p.shape.k;
+  const auto w = arena.span<double>(q * jacobi_pitch(q)), x = arena.span<double>(q * jacobi_pitch(q));
+  for (int n = int(threadIdx.x); n < q * q; n += int(blockDim.x))
+    w.store(n / q * jacobi_pitch(q) + n % q, problem.triangle(0).load(n));
+  __syncthreads();
+  Jacobi<simt::SharedSpan<double>>{w, x, q, kJacobiEnough<Real>, spans}.run();
+  write_rotation(w, spans.order, q, k, problem.rotation(0));
+  write_rotation(x, spans.order, q, k, problem.rotation(1));
+  for (int r = int(threadIdx.x); r < k; r += int(blockDim.x))
+    simt::global_store(problem.s() + r, Real(ldexp(spans.sigma.load(spans.order.load(r)), -exponent)));
+  __syncthreads();
+}
+
+// Q W and Q₂ X, the factors.
+template <class Element>
+__device__ void rotate_bases(const Problem<Element>& problem, simt::SharedArena arena) {
+  using Real = Accumulator<Element>;
+  const SmallShape& n = problem.p.shape;
+  const Panel<Real> panel{arena.span<Real>(panel_size<Real>(n.m, n.q)), panel_pitch<Real>(n.q)};
+  const bool two = two_tiles<Real>(n);
+  const auto tiles = arena.span<Real>((two ? 2 : 1) * tile_size<Real>(n.m));
+  for (int side = 0; side < 2 && n.k > 0; ++side) {
+    read_panel(panel, n.q, n.k, problem.rotation(side));
+    const View<Real> basis{problem.basis(side), n.q, 1, problem.height(side), n.q};
+    multiply_panel(basis, PowerOfTwo<Real>(0), panel, n.k, tiles, two, false);
+    write_panel(panel, problem.height(side), n.k, problem.factor(side), problem.row_stride(side),
+                problem.col_stride(side));
+    __syncthreads();
+  }
+}
+
+// ‖2^exponent (A − U S Vh)‖_F² from the factors as they were returned.
+template <class Element>
+__device__ double explicit_residual(const Problem<Element>& problem, int exponent, simt::SharedArena arena,
+                                    const JacobiSpans& spans) {
+  using Real = Accumulator<Element>;
+  const int k = problem.p.shape.k;
+  const auto left = arena.span<double>(k * kResidualPitch), right = arena.span<double>(k * kResidualPitch);
+  const bool turned = problem.p.a_strides.i < problem.p.a_strides.j;  // read A along what is contiguous
+  const View<Element> a = problem.a(turned);
+  const ScaledFactor<Real> rows{problem.factor_view(turned), problem.s(), exponent};
+  const ScaledFactor<Real> cols{problem.factor_view(!turned), nullptr, 0};
+  double share = 0;
+  for (int row0 = 0; row0 < a.rows; row0 += kResidualTile)
+    for (int col0 = 0; col0 < a.cols; col0 += kResidualTile)
+      share += residual_of_tile(a, PowerOfTwo<double>(exponent), rows, cols, row0, col0, k, left, right);
+  return block_sum(share, spans.sums);
+}
+
 template <class Element>
 __global__ void __launch_bounds__(kMaxThreads) rsvd_small_kernel(const SmallParams p) {
   using Real = Accumulator<Element>;
-  const SmallShape& shape = p.shape;
-  const int m = shape.m, n = shape.n, k = shape.k, q = shape.q;
-  const int64_t b = blockIdx.x;
-  const View<Element> a{static_cast<const Element*>(p.a) + b * p.a_strides.b, p.a_strides.i, p.a_strides.j, m, n};
-  const uint64_t seed = uint64_t(simt::global_load(p.seeds.data + b * p.seeds.stride));
-  Real* const s = static_cast<Real*>(p.s) + b * k;
-  Real* const factors[2] = {static_cast<Real*>(p.left) + b * p.left_strides.b,
-                            static_cast<Real*>(p.right) + b * p.right_strides.b};
-  const Strides3 factor_strides[2] = {p.left_strides, p.right_strides};
-  const int heights[2] = {m, n};
-  Real* const panels = static_cast<Real*>(p.panels) + b * small_panels(shape);
-  Real* const bases[2] = {panels, panels + int64_t(m) * q};
-  Real* const rotations[2] = {bases[1] + int64_t(n) * q, bases[1] + int64_t(n + k) * q};
-  const simt::GlobalSpan<double> triangle(p.triangles + b * 2 * q * q, q * q);
-  const simt::GlobalSpan<double> spare(p.triangles + (b * 2 + 1) * q * q, q * q);
-
+  const int k = p.shape.k, q = p.shape.q;
+  const Problem<Element> problem{p};
   simt::SharedArena arena;
   const JacobiSpans spans(arena, q);
-  const Magnitude size = magnitude(a, spans.sums);
+  const Magnitude size = magnitude(problem.a(false), spans.sums);
   if (!size.finite) {
-    fill_nan(factors[0], int64_t(m) * k);
-    fill_nan(factors[1], int64_t(n) * k);
-    fill_nan(s, k);
-    if (threadIdx.x == 0) simt::global_store(p.residual + b, double(NAN));
+    fill_nan(problem.factor(0), int64_t(p.shape.m) * k);
+    fill_nan(problem.factor(1), int64_t(p.shape.n) * k);
+    fill_nan(problem.s(), k);
+    if (threadIdx.x == 0) simt::global_store(p.residual + problem.b(), double(NAN));
     return;
   }
-  const PowerOfTwo<Real> scale(size.exponent);
+  const double norm2 = find_range(problem, PowerOfTwo<Real>(size.exponent), arena, spans);
+  decompose_triangle(problem, size.exponent, arena, spans);
+  rotate_bases(problem, arena);
 
-  // Ω, then A and Aᵀ in turn; the last two panels are orthonormal to rounding and wait as bases of A and of Aᵀ. A
-  // sketch as wide as the matrix spans its range: nothing is left to iterate for.
-  simt::SharedArena phase = arena;
-  const Panel<Real> panel{phase.span<Real>(panel_size<Real>(m, q)), panel_pitch<Real>(q)};
-  simt::SharedArena staging = phase;
-  const bool two = two_tiles<Real>(shape);
-  const auto tiles = staging.span<Real>((two ? 2 : 1) * tile_size<Real>(m));
-  sketch_panel(panel, n, q, seed);
-  double norm2 = 0;
-  const int last = 2 * (q == n ? 0 : shape.power_iters);
-  for (int step = 0; step <= last + 1; ++step) {
-    const int side = step % 2;
-    const double share =
-        multiply_panel(side ? a.transposed() : a, scale, panel, q, tiles, two, step == 0);
-    if (step == 0) norm2 = block_sum(share, spans.sums);
-    for (int round = 0; round < (step < last ? 1 : kMaxRounds); ++round) {
-      const double pivot = orthonormalise_panel(panel, heights[side], q, seed, round, phase, spans.dots, step > last, triangle, spare);
-      if (pivot >= kPivotEnough) break;
-    }
-    if (step < last) continue;
-    write_panel(panel, heights[side], q, bases[side], q, 1);
-    __syncthreads();
-  }
-
-  phase = arena;
-  const auto w = phase.span<double>(q * jacobi_pitch(q)), x = phase.span<double>(q * jacobi_pitch(q));
-  for (int at = int(threadIdx.x); at < q * q; at += int(blockDim.x))
-    w.store(at / q * jacobi_pitch(q) + at % q, triangle.load(at));
-  __syncthreads();
-  Jacobi<simt::SharedSpan<double>>{w, x, q, kAngleTolerance<Real>, spans}.run();
-  write_rotation(w, spans.order, q, k, rotations[0]);
-  write_rotation(x, spans.order, q, k, rotations[1]);
   double kept = 0, beyond = 0;
   for (int r = 0; r < q; ++r) {
     const double sigma = spans.sigma.load(spans.order.load(r));
     (r < k ? kept : beyond) += sigma * sigma;
   }
-  for (int r = int(threadIdx.x); r < k; r += int(blockDim.x))
-    simt::global_store(s + r, Real(ldexp(spans.sigma.load(spans.order.load(r)), -size.exponent)));
-  __syncthreads();
-
-  for (int side = 0; side < 2 && k > 0; ++side) {  // Q W and Q₂ X
-    read_panel(panel, q, k, rotations[side]);
-    const View<Real> basis{bases[side], q, 1, heights[side], q};
-    multiply_panel(basis, PowerOfTwo<Real>(0), panel, k, tiles, two, false);
-    write_panel(panel, heights[side], k, factors[side], factor_strides[side].i, factor_strides[side].j);
-    __syncthreads();
-  }
-
   double residual = norm2 - kept - beyond;
   residual = (residual > 0 ? residual : 0) + beyond;
-  if (residual < kCancellationShare<Real> * norm2) {
-    phase = arena;
-    const auto left = phase.span<double>(k * kResidualPitch), right = phase.span<double>(k * kResidualPitch);
-    const bool turned = a.row_stride < a.col_stride;  // read A along what is contiguous
-    const View<Element> along = turned ? a.transposed() : a;
-    const View<Real> views[2] = {{factors[0], p.left_strides.i, p.left_strides.j, m, k},
-                                 {factors[1], p.right_strides.i, p.right_strides.j, n, k}};
-    const ScaledFactor<Real> rows{views[turned], s, size.exponent}, cols{views[!turned], nullptr, 0};
-    double share = 0;
-    for (int row0 = 0; row0 < along.rows; row0 += kResidualTile)
-      for (int col0 = 0; col0 < along.cols; col0 += kResidualTile)
-        share += residual_of_tile(along, PowerOfTwo<double>(size.exponent), rows, cols, row0, col0, k, left, right);
-    residual = block_sum(share, spans.sums);
-  }
-  if (threadIdx.x == 0) simt::global_store(p.residual + b, ldexp(residual, -2 * size.exponent));
+  if (residual < kCancellationShare<Real> * norm2) residual = explicit_residual(problem, size.exponent, arena, spans);
+  if (threadIdx.x == 0) simt::global_store(p.residual + problem.b(), ldexp(residual, -2 * size.exponent));
 }
 
 }  // namespace artent::rsvd

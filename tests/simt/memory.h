@@ -8,32 +8,105 @@
 
 namespace artent::simt {
 
-// The block's dynamic shared memory, of exactly the size that the launch asked for, poisoned with NaN at the start.
+// Who touched a word of memory when.
 //
-// Two accesses of one word by two threads, one of them a write, are a race unless a barrier lies between, or both are
-// of one warp and a whole-warp __syncwarp does. Shuffles order nothing.
+// Two accesses of one word by two threads of a block, one of them a write, are a race unless a barrier lies between, or
+// both are of one warp and a whole-warp __syncwarp does. Shuffles order nothing. Between blocks nothing is ordered.
+class Shadow {
+ public:
+  // Nothing was touched; `written` false if nothing may be read either.
+  void reset(size_t words, bool written) { words_.assign(words, Word{{}, {}, written}); }
+  // A new launch on the same stream: what happened before happened before, and stays written.
+  void start_launch() {
+    for (Word& word : words_) word = Word{{}, {}, word.written};
+  }
+
+  // Tell of an access; null, or what is wrong with it.
+  const char* read(size_t index) {
+    Word& word = words_[index];
+    const Access present = now();
+    if (!word.written) return "uninitialised";
+    if (unordered(word.write, present)) return fault(word.write, present, "written and read");
+    Access& read = word.read;
+    if (read.thread == kNobody || (read.epoch != present.epoch && read.block == present.block)) {
+      read = present;
+      return nullptr;
+    }
+    if (read.block != present.block) read.block = kMany;
+    if (read.thread != present.thread) read.thread = kMany;
+    if (read.warp != present.warp) read.warp = kMany;
+    read.warp_epoch = std::max(read.warp_epoch, present.warp_epoch);
+    return nullptr;
+  }
+  const char* write(size_t index) {
+    Word& word = words_[index];
+    const Access present = now();
+    if (unordered(word.write, present)) return fault(word.write, present, "written twice");
+    if (unordered(word.read, present)) return fault(word.read, present, "read and written");
+    word.write = present;
+    word.written = true;
+    return nullptr;
+  }
+  // The other thread of the last fault.
+  std::string other() const { return other_ == kMany ? "several" : std::to_string(other_); }
+
+ private:
+  static constexpr int kNobody = -1, kMany = -2;
+  struct Access {
+    int thread = kNobody, warp = kNobody;  // kMany when several
+    int64_t block = kNobody;
+    unsigned epoch = 0, warp_epoch = 0;
+  };
+  struct Word {
+    Access write, read;  // the last write; the reads since the last barrier
+    bool written = false;
+  };
+  std::vector<Word> words_;
+  int other_ = kNobody;
+
+  static Access now() {
+    const int warp = machine.warp();
+    return {machine.thread(), warp, machine.block, machine.epoch, machine.warp_epochs[warp]};
+  }
+
+  static bool unordered(const Access& past, const Access& present) {
+    if (past.thread == kNobody) return false;
+    if (past.block != present.block) return true;
+    if (past.thread == present.thread || past.epoch != present.epoch) return false;
+    return past.warp != present.warp || past.warp_epoch == present.warp_epoch;
+  }
+
+  const char* fault(const Access& past, const Access&, const char* what) {
+    other_ = past.thread;
+    return what;
+  }
+};
+
+// The block's dynamic shared memory, of exactly the size that the launch asked for, poisoned with NaN at the start.
 class SharedMemory {
  public:
   void reset(int bytes) {
     bytes_ = bytes;
     memory_.resize(bytes / 16 + 1);
     std::memset(static_cast<void*>(memory_.data()), 0xff, memory_.size() * sizeof(Line));
-    words_.assign(bytes / 4, Word{});
+    shadow_.reset(bytes / 4, false);
   }
 
   int size() const { return bytes_; }
 
   template <class T>
   T read(int at) {
-    for (int word = at / 4; word < (at + int(sizeof(T))) / 4; ++word) check_read(words_[word], word);
+    for (int word = at / 4; word < (at + int(sizeof(T))) / 4; ++word)
+      if (const char* what = shadow_.read(word)) fault(what, word);
     T value;
-    std::memcpy(&value, base() + at, sizeof(T));
+    std::memcpy(static_cast<void*>(&value), base() + at, sizeof(T));
     return value;
   }
 
   template <class T>
   void write(int at, const T& value) {
-    for (int word = at / 4; word < (at + int(sizeof(T))) / 4; ++word) check_write(words_[word], word);
+    for (int word = at / 4; word < (at + int(sizeof(T))) / 4; ++word)
+      if (const char* what = shadow_.write(word)) fault(what, word);
     std::memcpy(base() + at, &value, sizeof(T));
   }
 
@@ -41,82 +114,61 @@ class SharedMemory {
   struct alignas(16) Line {
     unsigned char bytes[16];
   };
-  struct Access {
-    int thread = -1, warp = -1;  // kMany when several
-    unsigned epoch = 0, warp_epoch = 0;
-  };
-  struct Word {
-    Access write, read;  // the last write; the reads since the last barrier
-  };
-  static constexpr int kMany = -2;
 
   int bytes_ = 0;
   std::vector<Line> memory_;
-  std::vector<Word> words_;
+  Shadow shadow_;
 
   unsigned char* base() { return memory_[0].bytes; }
 
-  static Access now() {
-    const int warp = machine.warp();
-    return {machine.thread(), warp, machine.epoch, machine.warp_epochs[warp]};
-  }
-
-  static bool unordered(const Access& past, const Access& present) {
-    if (past.thread == -1 || past.thread == present.thread || past.epoch != present.epoch) return false;
-    return past.warp != present.warp || past.warp_epoch == present.warp_epoch;
-  }
-
-  [[noreturn]] static void race(const char* what, const Access& past, const Access& present, int word) {
-    fail("shared-memory race: ", what, " by thread ", past.thread == kMany ? "several" : std::to_string(past.thread),
-         " and thread ", present.thread, " with no barrier between, block ", machine.block, ", byte ", 4 * word);
-  }
-
-  static void check_read(Word& word, int index) {
-    const Access present = now();
-    if (word.write.thread == -1)
-      fail("thread ", present.thread, " of block ", machine.block, " reads uninitialised shared memory, byte ",
-           4 * index);
-    if (unordered(word.write, present)) race("written and read", word.write, present, index);
-    Access& read = word.read;
-    if (read.thread == -1 || read.epoch != present.epoch) {
-      read = present;
-      return;
-    }
-    if (read.thread != present.thread) read.thread = kMany;
-    if (read.warp != present.warp) read.warp = kMany;
-    read.warp_epoch = std::max(read.warp_epoch, present.warp_epoch);
-  }
-
-  static void check_write(Word& word, int index) {
-    const Access present = now();
-    if (unordered(word.write, present)) race("written twice", word.write, present, index);
-    if (unordered(word.read, present)) race("read and written", word.read, present, index);
-    word.write = present;
+  [[noreturn]] void fault(const char* what, int word) const {
+    if (std::string(what) == "uninitialised")
+      fail("thread ", machine.thread(), " of block ", machine.block, " reads uninitialised shared memory, byte ",
+           4 * word);
+    fail("shared-memory race: ", what, " by thread ", shadow_.other(), " and thread ", machine.thread(),
+         " with no barrier between, block ", machine.block, ", byte ", 4 * word);
   }
 };
+
+// What a kernel may do with a global buffer. Scratch is written and read back, by one block in one launch or by one
+// launch after another, in words of four bytes, and holds nothing at first; written scratch holds what it was given.
+enum class Use { input, output, scratch, written };
 
 // The buffers that a kernel was given. Every other address is out of bounds.
 class GlobalMemory {
  public:
   void clear() { buffers_.clear(); }
 
-  void add(std::string name, const void* data, size_t bytes, bool output) {
+  void add(std::string name, const void* data, size_t bytes, Use use) {
     const auto begin = reinterpret_cast<uintptr_t>(data);
-    buffers_.push_back({std::move(name), begin, begin + bytes, output, std::vector<int64_t>(output ? bytes : 0, -1)});
+    const bool written = use == Use::written;
+    buffers_.push_back({std::move(name), begin, begin + bytes, written ? Use::scratch : use, {}, {}});
+    if (use == Use::output) buffers_.back().writers.assign(bytes, -1);
+    if (use == Use::scratch || written) buffers_.back().shadow.reset(bytes / 4, written);
+  }
+
+  void start_launch() {
+    for (Buffer& buffer : buffers_) buffer.shadow.start_launch();
   }
 
   template <class T>
   T read(const T* p) {
-    const Buffer& buffer = find(p, sizeof(T), "reads");
-    if (buffer.output) fail("the kernel reads its output ", buffer.name);
+    Buffer& buffer = find(p, sizeof(T), alignof(T), "reads");
+    if (buffer.use == Use::output) fail("the kernel reads its output ", buffer.name);
+    if (buffer.use == Use::scratch) touch<T>(buffer, p, &Shadow::read);
     return *p;
   }
 
   // An output element belongs to one thread of one block.
   template <class T>
   void write(T* p, T value) {
-    Buffer& buffer = find(p, sizeof(T), "writes");
-    if (!buffer.output) fail("the kernel writes its input ", buffer.name);
+    Buffer& buffer = find(p, sizeof(T), alignof(T), "writes");
+    if (buffer.use == Use::input) fail("the kernel writes its input ", buffer.name);
+    if (buffer.use == Use::scratch) {
+      touch<T>(buffer, p, &Shadow::write);
+      *p = value;
+      return;
+    }
     int64_t& writer = buffer.writers[reinterpret_cast<uintptr_t>(p) - buffer.begin];
     const int64_t me = machine.block * machine.threads() + machine.thread();
     if (writer != -1 && writer != me)
@@ -129,16 +181,31 @@ class GlobalMemory {
   struct Buffer {
     std::string name;
     uintptr_t begin, end;
-    bool output;
-    std::vector<int64_t> writers;
+    Use use;
+    std::vector<int64_t> writers;  // of an output's bytes
+    Shadow shadow;                 // of scratch
   };
   std::deque<Buffer> buffers_;
 
-  Buffer& find(const void* p, size_t bytes, const char* verb) {
+  template <class T>
+  void touch(Buffer& buffer, const void* p, const char* (Shadow::*access)(size_t)) {
+    const size_t at = reinterpret_cast<uintptr_t>(p) - buffer.begin;
+    for (size_t word = at / 4; word < (at + sizeof(T) + 3) / 4; ++word) {  // less than a word counts as all of it
+      const char* what = (buffer.shadow.*access)(word);
+      if (what == nullptr) continue;
+      if (std::string(what) == "uninitialised")
+        fail("thread ", machine.thread(), " of block ", machine.block, " reads uninitialised scratch ", buffer.name,
+             ", byte ", 4 * word);
+      fail("race on ", buffer.name, ": ", what, " by thread ", buffer.shadow.other(), " and thread ", machine.thread(),
+           " of block ", machine.block, " with no barrier between, byte ", 4 * word);
+    }
+  }
+
+  Buffer& find(const void* p, size_t bytes, size_t alignment, const char* verb) {
     const auto address = reinterpret_cast<uintptr_t>(p);
     for (Buffer& buffer : buffers_) {
       if (address < buffer.begin || address + bytes > buffer.end) continue;
-      if (address % bytes != 0) fail("misaligned access of ", buffer.name, ", byte ", address - buffer.begin);
+      if (address % alignment != 0) fail("misaligned access of ", buffer.name, ", byte ", address - buffer.begin);
       return buffer;
     }
     std::ostringstream nearest;

@@ -8,7 +8,8 @@
 #define __host__
 #define __device__
 #define __forceinline__ inline
-#define __launch_bounds__(threads)
+#define __noinline__
+#define __launch_bounds__(...)
 
 struct Dim3 {
   unsigned x = 1, y = 1, z = 1;
@@ -19,6 +20,7 @@ inline Dim3 threadIdx, blockIdx, blockDim, gridDim;
 template <class Bits>
 struct HalfStandIn {
   Bits bits;
+  HalfStandIn() = default;
   explicit HalfStandIn(float x) { artent::narrow(x, bits); }
   explicit operator float() const { return artent::widen(bits); }
 };
@@ -105,6 +107,62 @@ class SharedTile {
   }
 };
 
+template <class T>
+class SharedSpan {
+ public:
+  using Value = T;
+  static_assert(sizeof(T) % 4 == 0, "the shadow knows words of four bytes");
+
+  SharedSpan(int at, int64_t count) : at_(at), count_(count) {}
+  T load(int i) const { return shared_memory.read<T>(byte(i, 1)); }
+  void store(int i, T value) const { shared_memory.write(byte(i, 1), value); }
+  Vec4<T> vec4(int i) const { return shared_memory.read<Vec4<T>>(vector(i)); }
+  void store_vec4(int i, const Vec4<T>& value) const { shared_memory.write(vector(i), value); }
+  SharedSpan from(int first) const {
+    if (first > count_) fail("a shared span of ", count_, " elements has none from ", first);
+    return SharedSpan(at_ + first * int(sizeof(T)), count_ - first);
+  }
+
+ private:
+  int at_;
+  int64_t count_;
+
+  int byte(int i, int count) const {
+    if (i < 0 || i + count > count_) fail("out of bounds of a shared span of ", count_, ": element ", i);
+    return at_ + i * int(sizeof(T));
+  }
+  int vector(int i) const {
+    const int at = byte(i, 4);
+    if (at % 16 != 0) fail("misaligned vector: element ", i, " of a shared span");
+    return at;
+  }
+};
+
+// The buffer it lies in has bounds of its own; this one's are a matrix's.
+template <class T>
+class GlobalSpan {
+ public:
+  using Value = T;
+
+  GlobalSpan(T* data, int64_t count) : data_(data), count_(count) {}
+  T load(int i) const { return global_memory.read(element(i, 1)); }
+  void store(int i, T value) const { global_memory.write(element(i, 1), value); }
+  Vec4<T> vec4(int i) const { return global_memory.read(reinterpret_cast<const Vec4<T>*>(element(i, 4))); }
+  void store_vec4(int i, const Vec4<T>& value) const {
+    global_memory.write(reinterpret_cast<Vec4<T>*>(element(i, 4)), value);
+  }
+  GlobalSpan from(int first) const { return GlobalSpan(data_ + first, count_ - first); }
+
+ private:
+  T* data_;
+  int64_t count_;
+
+  T* element(int i, int count) const {
+    if (i < 0 || i + count > count_) fail("out of bounds of a global span of ", count_, ": element ", i);
+    return data_ + i;
+  }
+};
+
 class SharedArena {
  public:
   template <class Tile>
@@ -115,6 +173,14 @@ class SharedArena {
       fail("the kernel takes ", next_, " bytes of shared memory, the launch gives ", shared_memory.size());
     return tile;
   }
+  template <class T>
+  SharedSpan<T> span(int count) {
+    const int at = next_;
+    next_ += span_bytes<T>(count);
+    if (next_ > shared_memory.size())
+      fail("the kernel takes ", next_, " bytes of shared memory, the launch gives ", shared_memory.size());
+    return SharedSpan<T>(at, count);
+  }
 
  private:
   int next_ = 0;
@@ -124,6 +190,7 @@ class SharedArena {
 inline void launch(int64_t blocks, int threads, int shared_bytes, uint64_t seed, const std::function<void()>& kernel) {
   gridDim.x = unsigned(blocks);
   blockDim.x = unsigned(threads);
+  global_memory.start_launch();
   machine.launch(
       blocks, threads, seed, kernel, [&] { shared_memory.reset(shared_bytes); },
       [](int64_t block, int thread) {
@@ -150,7 +217,6 @@ inline const char* report(const std::function<void()>& body) {
 extern "C" __attribute__((used)) inline void simt_clear() {
   artent::simt::global_memory.clear();
 }
-extern "C" __attribute__((used)) inline void simt_buffer(const char* name, const void* data, size_t bytes,
-                                                         bool output) {
-  artent::simt::global_memory.add(name, data, bytes, output);
+extern "C" __attribute__((used)) inline void simt_buffer(const char* name, const void* data, size_t bytes, int use) {
+  artent::simt::global_memory.add(name, data, bytes, artent::simt::Use(use));
 }
