@@ -83,9 +83,12 @@ def dense(A: Tensor, rank: int, oversample: int, power_iters: int, seed: Tensor)
     difference = residual_of(norm2, sigma, k)
     explicit = difference < _CANCELLATION[T.dtype] * norm2
     residual = torch.where(explicit, ops.rsvd_residual(T, U, S, Vh, explicit), difference)
-    bad = ~norm2.isfinite()
-    parts = (x.masked_fill(bad.view(-1, *[1] * (x.dim() - 1)), float("nan")) for x in (U, S, Vh, residual))
-    return tuple(parts)
+    return with_nan(~norm2.isfinite(), U, S, Vh, residual)
+
+
+def with_nan(bad: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
+    """Every part NaN for the matrices that ``bad`` (B) marks: their columns were filled with normals on the way."""
+    return tuple(x.masked_fill(bad.view(-1, *[1] * (x.dim() - 1)), float("nan")) for x in parts)
 
 
 def without_autocast(x: Tensor):

