@@ -7,6 +7,7 @@ import artent_ext
 from artent_ext import Operator
 
 A = torch.randn(2, 3, 6, 5)
+NESTED = torch.nested.nested_tensor([A[0, 0], A[0, 1]], layout=torch.jagged)
 NAN = A.clone()
 NAN[1, 2, 3, 4] = float("nan")
 INF = A[0].half().clone()
