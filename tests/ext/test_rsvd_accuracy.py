@@ -53,8 +53,7 @@ def test_as_good_as_torch_and_near_the_optimum(name, shape, dtype):
         U, S, V = torch.svd_lowrank(A.to(_working(dtype)), q=RANK + OVERSAMPLE, niter=POWER)
         peer.append(spectral_error(A, U[:, :RANK], S[:RANK], V[:, :RANK].mT))
     sigma = torch.linalg.svdvals(A.double())
-    # Where nothing is left both are at rounding, 5 eps (float64) and 2 (float32) against torch's 6, and its share of that
-    # is the BLAS's.
+    # Where nothing is left both are at rounding: 5 eps here (float64; float32: 2), 6 to 8 for torch, by its BLAS.
     rounding = 8 * torch.finfo(_working(dtype)).eps * sigma[0]
     assert ours <= max(1.2 * sigma[RANK], 1.02 * torch.stack(peer).mean(), rounding)
 
