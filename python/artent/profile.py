@@ -11,15 +11,11 @@ from torch import Tensor
 
 from artent import schmidt
 from artent.entropy import nats_per_unit
+from artent.operands import check_peak, check_product, operands_of
 from artent.schmidt import Plan, Spectrum
 from artent.sites import Chain, chain
-from artent.updates import LoRAUpdate, MPSUpdate, Update, check_matrix
+from artent.updates import Update
 
-_ZERO_HINTS = {
-    "": "the weight did not change, or it was compared with itself",
-    ".A": "was the adapter loaded, or was A set to zero?",
-    ".B": "B is zero at a LoRA's initialisation: train a step first",
-}
 _BATCH_ELEMENTS = 2**24  # updates of one shape are stacked up to this many numbers
 
 
@@ -238,7 +234,7 @@ def _without_autocast():
 def _all_profiles(updates, single: bool, sites, plan: Plan) -> list[EntanglementProfile]:
     """A profile an update, in their order; those of equal shape and type are computed as one stack."""
     names = ["update" if single else f"update[{i}]" for i in range(len(updates))]
-    operands = [_parts(name, u) for name, u in zip(names, updates)]
+    operands = [operands_of(name, u) for name, u in zip(names, updates)]
     groups: dict[tuple, list[int]] = {}
     for i, parts in enumerate(operands):
         groups.setdefault(tuple((tuple(part.shape), part.dtype, part.device) for part in parts), []).append(i)
@@ -254,38 +250,10 @@ def _all_profiles(updates, single: bool, sites, plan: Plan) -> list[Entanglement
     return profiles
 
 
-def _parts(name: str, update) -> tuple[Tensor, ...]:
-    """(W,) of a dense update, (B, A) of a factored one. Its scaling is no part of the state."""
-    if isinstance(update, MPSUpdate):
-        return update.factors(torch.float64)
-    if isinstance(update, LoRAUpdate):
-        return update.factors()
-    if not isinstance(update, Tensor):
-        raise TypeError(
-            f"{name}: expected a torch.Tensor, artent.LoRAUpdate or artent.MPSUpdate (or a list of them),"
-            f" got {type(update).__name__}"
-        )
-    return (check_matrix(name, update),)
-
-
 def _chunks(members: list[int], elements: int) -> Iterator[list[int]]:
     size = max(1, _BATCH_ELEMENTS // elements)
     for start in range(0, len(members), size):
         yield members[start : start + size]
-
-
-def _check_peak(names: list[str], parts: list[Tensor]) -> None:
-    """Refuse NaN, Inf and zero updates, by name."""
-    for part, factor in zip(parts, (".B", ".A") if len(parts) == 2 else ("",)):
-        peak = part.detach().abs().amax((-2, -1))
-        for name, value in zip(names, peak.tolist()):
-            if not value < inf:
-                raise ValueError(
-                    f"{name}{factor}: holds NaN or Inf (a diverged run, or an overflow in half precision?)"
-                )
-            if value == 0:
-                hint = _ZERO_HINTS[factor]
-                raise ValueError(f"{name}{factor}: is zero, and a zero update has no state ({hint})")
 
 
 def _spectra(names: list[str], parts: list[Tensor], where: Chain, plan: Plan) -> list[Spectrum]:
@@ -293,12 +261,7 @@ def _spectra(names: list[str], parts: list[Tensor], where: Chain, plan: Plan) ->
     singular = plan.alpha < 1
     if len(parts) == 2:
         C, D = schmidt.halves(*parts)
-        for name, zero in zip(names, schmidt.vanish(C, D, parts[0].shape[-1]).tolist()):
-            if zero:
-                raise ValueError(
-                    f"{name}: neither B nor A is zero but B @ A is, to rounding, and a zero update has no state "
-                    "(do columns of B and rows of A cancel, or differ in scale by 10⁸ and more?)"
-                )
+        check_product(names, schmidt.vanish(C, D, parts[0].shape[-1]))
         return [Spectrum(p) for p in schmidt.factored(C, D, where, singular)]
     if plan.exact or where.cut not in where.bonds:
         return [Spectrum(p) for p in schmidt.dense(*parts, where, singular)]
@@ -307,7 +270,7 @@ def _spectra(names: list[str], parts: list[Tensor], where: Chain, plan: Plan) ->
 
 def _profiles(names: list[str], parts: list[Tensor], sites, plan: Plan) -> list[EntanglementProfile]:
     """Profiles of a stack: parts are (W,) or (B, A), each with a batch dimension in front."""
-    _check_peak(names, parts)
+    check_peak(names, parts)
     where = chain((parts[0].shape[-2], parts[-1].shape[-1]), sites)
     spectra = _spectra(names, parts, where, plan)
     certain = parts[0].new_ones((len(parts[0]), 1), dtype=torch.float64)

@@ -101,6 +101,27 @@ def test_certificates_of_batches_and_their_rounding_term():
     torch.testing.assert_close(nothing[1], torch.full((2,), log(10), dtype=torch.float64))
 
 
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0, inf])
+def test_certificates_hold_for_any_lower_bounds_and_are_attained(alpha):
+    generator = torch.Generator().manual_seed(2)
+    for trial in range(200):
+        dim = 1 + trial % 12
+        k = 1 + trial % dim
+        w = torch.rand(dim, generator=generator, dtype=torch.float64) ** (1 + trial % 5)
+        truth = (w / w.sum()).sort(descending=True).values
+        p = (truth[:k] * torch.rand(k, generator=generator, dtype=torch.float64)).sort(descending=True).values
+        tail = 1 - p.sum()
+        lower, upper = certificate(p, tail, dim, alpha)
+        assert lower <= reference(truth, alpha) <= upper
+        # The flattest spectrum above p, by the water level that bisection finds.
+        low, high, padded = 0.0, 1.0, torch.cat([p, p.new_zeros(dim - k)])
+        for _ in range(60):
+            level = (low + high) / 2
+            low, high = (level, high) if padded.clamp(min=level).sum() < 1 else (low, level)
+        assert upper == pytest.approx(reference(padded.clamp(min=low), alpha), abs=1e-6)
+        assert lower == pytest.approx(reference(torch.cat([p[:1] + tail, p[1:]]), alpha), abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [

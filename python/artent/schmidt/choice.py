@@ -24,10 +24,10 @@ _STAKE = 0.5
 def sketched(W: Tensor, chain: Chain, plan: Plan) -> list[Spectrum]:
     """Bounds at every bond of W (m, n); with ``plan.max_error`` from sketches that widen until all meet it.
 
-    They widen no further than exact would cost. Outer bonds are exact where that adds at most half of the sketch.
+    They widen no further than exact would cost. Outer bonds are exact, up to where that costs half of the rest.
     """
     width = min(plan.rank or WIDTH, *chain.shape)
-    return _widen(W, chain, plan, width, _exact_cost(chain, plan.alpha, chain.bonds))
+    return _widen(W, chain, plan, width, _exact_cost(chain, plan.alpha, chain.bonds), _ends)
 
 
 def cheapest(W: Tensor, chain: Chain, plan: Plan) -> list[Spectrum]:
@@ -38,40 +38,50 @@ def cheapest(W: Tensor, chain: Chain, plan: Plan) -> list[Spectrum]:
     """
     width = min(plan.rank or _PROBE, *chain.shape)
     budget = _STAKE * _exact_cost(chain, plan.alpha, chain.bonds)
-    if _sketch_cost(chain, width) > budget:
+    if _sketch_cost(chain, width, 1) > budget:
         return _replace(W, chain, plan, [None] * len(chain.bonds), chain.bonds)
-    spectra = _widen(W, chain, plan, width, budget)
+    spectra = _widen(W, chain, plan, width, budget, lambda width: 1)
     return _replace(W, chain, plan, spectra, _missing(chain, plan, spectra))
 
 
-def _widen(W: Tensor, chain: Chain, plan: Plan, width: int, budget: float) -> list[Spectrum]:
-    """A sketch, and wider ones until one meets the error, is complete, or the next would exceed the budget."""
-    spent = _sketch_cost(chain, width)
-    spectra = sketch(W, chain, width, _ends(chain, width))
+def _widen(W: Tensor, chain: Chain, plan: Plan, width: int, budget: float, ends) -> list[Spectrum]:
+    """A sketch, and wider ones until one meets the error, is complete, or the next would exceed the budget.
+
+    ``ends`` gives, for a width, the size up to which outer bonds are exact.
+    """
+    budget -= _sketch_cost(chain, width, ends(width))
+    spectra = sketch(W, chain, width, ends(width))
     while (missing := _missing(chain, plan, spectra)) and width < min(chain.shape):
-        width = min(_next_width(chain, plan, spectra, missing, width), *chain.shape)
-        spent += _sketch_cost(chain, width)
-        if spent > budget:
+        least, guess = _next_widths(chain, plan, spectra, missing, width)
+        while _sketch_cost(chain, guess, ends(guess)) > budget and guess > least:
+            guess = max(least, guess * 9 // 10)
+        budget -= _sketch_cost(chain, guess, ends(guess))
+        if budget < 0:
             break
-        spectra = sketch(W, chain, width, _ends(chain, width))
+        width = guess
+        spectra = sketch(W, chain, width, ends(width))
     return spectra
 
 
-def _next_width(chain: Chain, plan: Plan, spectra: list[Spectrum], missing: tuple[int, ...], width: int) -> int:
-    """The width that may reach the tail that is needed; past every budget where none does.
+def _next_widths(
+    chain: Chain, plan: Plan, spectra: list[Spectrum], missing: tuple[int, ...], width: int
+) -> tuple[int, int]:
+    """(least, guess) of the width that will leave the tail that is needed; all columns where none is small enough.
 
-    At the cut, of the probabilities p_1 … p_k found and the tail ε. Whatever comes next is not above p_k, so at
-    least (ε − ε′)/p_k more columns are needed to bring the tail to ε′: nearly all of them where the spectrum is flat.
+    At the cut, from the probabilities p_1 … p_k found and the tail ε. Whatever comes next is not above p_k, so it
+    takes (ε − ε′)/p_k more columns at least to bring the tail to ε′: nearly all of them where the spectrum is flat.
     A guess: it goes on falling geometrically from p_k, at the rate that sums to ε.
     """
+    full = min(chain.shape)
     wanted = min(_tail_for(spectra[l - 1], plan) for l in missing)
     at_cut = spectra[chain.cut - 1]
     last, tail = at_cut.p[0, -1].item(), at_cut.tail.item()
     if not 0 < wanted < tail or last <= 0:
-        return min(chain.shape)
+        return full, full
     least = ceil((tail - wanted) / last)
     guess = ceil(1.1 * log(tail / wanted) / log1p(last / tail))
-    return width + max(least, min(max(guess, width // 2), 3 * width))
+    guess = max(least, min(max(guess, width // 2, 1), 3 * width))
+    return min(width + max(least, 1), full), min(width + guess, full)
 
 
 def _tail_for(spectrum: Spectrum, plan: Plan) -> float:
@@ -83,24 +93,25 @@ def _tail_for(spectrum: Spectrum, plan: Plan) -> float:
 
 def _missing(chain: Chain, plan: Plan, spectra: list[Spectrum]) -> tuple[int, ...]:
     """The bonds at which the bounds are too far apart."""
+    if plan.max_error is None:
+        return ()
     errors = torch.stack([spectrum.error(plan.alpha)[0] for spectrum in spectra]).tolist()
     return tuple(l for l, error in zip(chain.bonds, errors) if not error <= plan.nats)
 
 
 def _replace(W: Tensor, chain: Chain, plan: Plan, spectra: list, missing: tuple[int, ...]) -> list[Spectrum]:
-    """The spectra with those of the missing bonds exact, and what a ladder brings along."""
+    """The spectra with those of the missing bonds exact, and those that a ladder brings along."""
     spectra = list(spectra)
-    for side in _sides(chain):
+    for on_left, side in zip((True, False), _sides(chain)):
         bonds = [l for l in side if l in missing]
-        if not bonds:
-            continue
-        if plan.alpha < 1:
+        if bonds and plan.alpha < 1:
             found = {l: exact.one(W[None], chain, l) for l in bonds}
-        else:
+        elif bonds:
             double = plan.nats < exact.TOLERANCE
-            beyond = side[side.index(bonds[0]) :]
-            ladder = exact.outwards(W[None], chain, bonds[0], side[-1] == 1, double)
-            found = dict(zip(beyond, ladder, strict=True))
+            ladder = exact.outwards(W[None], chain, bonds[0], on_left, double)
+            found = dict(zip(side[side.index(bonds[0]) :], ladder, strict=True))
+        else:
+            found = {}
         for l, p in found.items():
             spectra[l - 1] = Spectrum(p)
     return spectra
@@ -108,14 +119,14 @@ def _replace(W: Tensor, chain: Chain, plan: Plan, spectra: list, missing: tuple[
 
 def _sides(chain: Chain) -> tuple[list[int], list[int]]:
     """The bonds with their smaller dimension on the left, and those with it on the right, each from the middle out."""
-    total = chain.left_dims[-1] * chain.dims[-1] if chain.bonds else 1
-    left = [l for l, D in zip(chain.bonds, chain.left_dims) if total // D >= D]
+    left = [l for l, D in zip(chain.bonds, chain.left_dims) if _size(chain, l) == D]
     return left[::-1], [l for l in chain.bonds if l not in left]
 
 
 def _size(chain: Chain, bond: int) -> int:
+    m, n = chain.shape
     D = chain.left_dims[bond - 1]
-    return min(D, chain.left_dims[-1] * chain.dims[-1] // D)
+    return min(D, m * n // D)
 
 
 def _exact_cost(chain: Chain, alpha: float, bonds) -> float:
@@ -131,13 +142,13 @@ def _exact_cost(chain: Chain, alpha: float, bonds) -> float:
     return cost
 
 
-def _sketch_cost(chain: Chain, width: int) -> float:
-    """Of four narrow float32 products, two in float64, the ladders of two halves, and some hundred small calls."""
+def _sketch_cost(chain: Chain, width: int, ends: int) -> float:
+    """Of four narrow float32 products, two in float64 with the outer bonds, the ladders of two halves, small calls."""
     m, n = chain.shape
-    return m * n * (32 * width + 600) + 25 * ((m * width) ** 1.5 + (n * width) ** 1.5) + 5e8
+    passes = 32 * width + 600 + 8 * ends
+    return m * n * passes + 25 * ((m * width) ** 1.5 + (n * width) ** 1.5) + 5e8
 
 
-def _ends(chain: Chain, width: int) -> int:
-    """The size up to which outer bonds are exact: their two float64 products, of 4 size·N each, add half a sketch."""
-    m, n = chain.shape
-    return max(1, int(_sketch_cost(chain, width) / (16 * m * n)))
+def _ends(width: int) -> int:
+    """The size of outer bonds whose two float64 products, 8·size·N, are half of what the sketch costs besides."""
+    return 2 * width + 37

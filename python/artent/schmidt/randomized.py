@@ -27,9 +27,9 @@ _UNIT = torch.finfo(torch.float64).eps / 2
 def sketch(W: Tensor, chain: Chain, width: int, ends: int = 1) -> list[Spectrum]:
     """What is known of the spectrum of W (m, n) at each bond 1 … N−1, from ``width`` columns, of which min(m, n) exist.
 
-    Bonds of which one side has a dimension up to ``ends`` are exact: their density matrices come with the passes over
-    W. First derivatives are those of the bounds for fixed vectors. They tend to those of the entropy as ε does to zero,
-    since ρ_l = σ + τ whatever the vectors.
+    Bonds off the cut of which one side has a dimension up to ``ends`` are exact: their density matrices come with the
+    passes over W. First derivatives are those of the bounds for fixed vectors. They tend to those of the entropy as ε
+    does to zero, since ρ_l = σ + τ whatever the vectors.
     """
     peak = W.detach().abs().amax()
     # A power of two, so that scaling is exact; squares then neither overflow nor vanish.
@@ -42,10 +42,10 @@ def sketch(W: Tensor, chain: Chain, width: int, ends: int = 1) -> list[Spectrum]
 def bounded(W: Tensor, chain: Chain, right: Tensor, scale: float = 1.0, ends: int = 1) -> list[Spectrum]:
     """``sketch`` from vectors at hand: the columns of ``right`` (n, k), k ≤ min(m, n), whatever they are."""
     V = torch.linalg.qr(right.detach().double()).Q
-    last = _within(chain.cols[::-1], ends)[::-1]
+    last = _within(chain.cols[:0:-1], ends)[::-1]
     C, G_last = _Pass.apply(W, V, prod(last), scale, False)
     U = torch.linalg.qr(C.detach()).Q  # half a power iteration on from V
-    first = _within(chain.rows, ends)
+    first = _within(chain.rows[:-1], ends)
     D, G_first = _Pass.apply(W, U, prod(first), scale, True)
 
     k, dims = V.shape[1], [min(D_l, W.numel() // D_l) for D_l in chain.left_dims]
@@ -114,7 +114,7 @@ class _Pass(torch.autograd.Function):
         ctx.options = size, scale, left
         products, G = [], basis.new_zeros(size, size)
         for block in _blocks(W, left):
-            X = block.double() * scale
+            X = block.to(torch.float64, copy=True).mul_(scale)
             products.append(basis.mT @ X if left else X @ basis)
             X = X.view(size, -1) if left else X.view(-1, size).mT
             G += X @ X.mT
@@ -128,7 +128,7 @@ class _Pass(torch.autograd.Function):
         grad_G = grad_G + grad_G.mT
         grad_W = torch.empty_like(W)
         for block, g, out in zip(_blocks(W, left), _blocks(grad, left, W), _blocks(grad_W, left), strict=True):
-            X = block.double() * scale
+            X = block.to(torch.float64, copy=True).mul_(scale)
             if left:
                 dX = basis @ g + (grad_G @ X.view(size, -1)).view_as(X)
             else:
