@@ -31,11 +31,16 @@ struct Simd {
   using I = typename VecOf<R, Bytes>::integer;
   static constexpr int64_t lanes = Bytes / int64_t(sizeof(R));
 
-  static ARTENT_INLINE V splat(R x) { return V{} + x; }
   static ARTENT_INLINE V load(const R* p) {
     V v;
     __builtin_memcpy(&v, p, sizeof(v));
     return v;
+  }
+  // By way of memory, which compilers turn into one broadcast; a sum with zero costs an addition besides.
+  static ARTENT_INLINE V splat(R x) {
+    R copies[lanes];
+    for (int64_t i = 0; i < lanes; ++i) copies[i] = x;
+    return load(copies);
   }
   static ARTENT_INLINE void store(R* p, V v) { __builtin_memcpy(p, &v, sizeof(v)); }
 
