@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <vector>
+#include <utility>
 
 #include "../common/vec.h"
 #include "rsvd.h"
@@ -82,8 +82,12 @@ ARTENT_INLINE double jacobi_sweep(const Jacobi& p, double* norm2) {
       const int64_t i = std::min(p.players[t], p.players[n - 1 - t]), j = std::max(p.players[t], p.players[n - 1 - t]);
       rotate<Bytes>(p.w + i * p.ld, p.w + j * p.ld, cosine[t], sine[t], p.ld);
       rotate<Bytes>(p.x + i * p.ld, p.x + j * p.ld, cosine[t], sine[t], p.ld);
-      norm2[i] -= gamma[t];
-      norm2[j] += gamma[t];
+      // The update cancels where one column was nearly a multiple of the other.
+      for (const auto& [c, change] : {std::pair{i, -gamma[t]}, std::pair{j, gamma[t]}}) {
+        const double before = norm2[c];
+        norm2[c] += change;
+        if (norm2[c] < 0.1 * before) norm2[c] = dot<Bytes>(p.w + c * p.ld, p.w + c * p.ld, p.ld);
+      }
     }
     const int32_t last = p.players[n - 1];  // the first player stays, the others move on by one
     for (int64_t t = n - 1; t > 1; --t) p.players[t] = p.players[t - 1];

@@ -1,7 +1,7 @@
 // Checks, sizes and results of the rsvd ops, for the CPU and CUDA files alike.
 //
-// People's mistakes are told in artent_ext/rsvd.py; these checks only keep a direct call of torch.ops.artent from
-// reading out of bounds.
+// People's mistakes are told in artent_ext/_rsvd_arguments.py; these checks only keep a direct call of torch.ops.artent
+// from reading out of bounds.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>

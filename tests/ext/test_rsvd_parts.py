@@ -61,23 +61,27 @@ def test_strided_input_and_a_seed_each():
     assert torch.equal(zero[1], ops.rsvd_orthonormalise(torch.zeros(1, 20, 5), 0, seeds[1:2])[0][0])
 
 
-# What is left of these by a QR is given to the Jacobi SVD: upper triangular, as in the algorithm.
+# As they are, transposed, and what is left by a QR: upper triangular, as in the algorithm.
 MATRICES = {
     "random": matrix(1.0 + torch.arange(9), 9, 9),
     "singular": matrix(torch.tensor([2.0, 1, 0.5, 0, 0, 0]), 6, 6),
     "graded": matrix(10.0 ** -torch.arange(0.0, 12.0, 1.5), 8, 8),
     "equal values": matrix(torch.ones(7), 7, 7),
+    "all equal": torch.ones(6, 6, dtype=torch.float64),
+    "rank one triangle": torch.ones(6, 1, dtype=torch.float64) * torch.arange(1.0, 7.0) * torch.eye(6)[:1].mT,
     "zero": torch.zeros(5, 5, dtype=torch.float64),
     "diagonal": torch.diag(torch.tensor([1.0, 3.0, -2.0, 0.0], dtype=torch.float64)),
     "one by one": -torch.ones(1, 1, dtype=torch.float64),
     "large": matrix(0.9 ** torch.arange(70.0), 70, 70),
+    "left to LAPACK": matrix(0.9 ** torch.arange(200.0), 200, 200),
     "tiny": matrix(torch.tensor([3.0, 2, 1]), 3, 3) * 1e-100,
 }
 
 
 @pytest.mark.parametrize("name", MATRICES)
 def test_jacobi(name):
-    R = torch.linalg.qr(torch.stack([MATRICES[name], MATRICES[name].mT])).R
+    given = MATRICES[name]
+    R = torch.stack([given, given.mT, torch.linalg.qr(given).R])
     U, S, V = ops.rsvd_jacobi(R)
     truth = torch.linalg.svdvals(R)
     assert departure(U) <= 1e-13
