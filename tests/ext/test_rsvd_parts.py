@@ -4,6 +4,8 @@ import pytest
 import torch
 from rsvd_samples import departure, matrix
 
+import artent_ext  # noqa: F401 (registers the ops)
+
 ops = torch.ops.artent
 SEED = torch.tensor([0])
 
