@@ -129,8 +129,7 @@ def _rsvd_fake(A, rank, oversample, power_iters, seed):
 
 
 torch.library.register_fake("artent::rsvd", _rsvd_fake)
-if hasattr(ops, "rsvd_small"):
-    torch.library.register_fake("artent::rsvd_small", _rsvd_fake)
+torch.library.register_fake("artent::rsvd_small", _rsvd_fake)
 
 
 @torch.library.register_fake("artent::rsvd_sketch")

@@ -24,6 +24,11 @@ STABLE_TORCH_LIBRARY(artent, m) {
   m.def(
       "rsvd(Tensor A, int rank, int oversample, int power_iters, Tensor seed)"
       " -> (Tensor U, Tensor S, Tensor Vh, Tensor residual)");
+  // The same on CUDA where one thread block can hold a matrix: m, n ≤ 512 and a sketch of at most 64 columns (float64:
+  // 32).
+  m.def(
+      "rsvd_small(Tensor A, int rank, int oversample, int power_iters, Tensor seed)"
+      " -> (Tensor U, Tensor S, Tensor Vh, Tensor residual)");
   // Its parts, for operators and for matrices whose products belong to a library.
   // Standard normals (len(seed), rows, cols), a function of (seed, row, column) alone.
   m.def("rsvd_sketch(Tensor seed, int rows, int cols, ScalarType dtype) -> Tensor");
