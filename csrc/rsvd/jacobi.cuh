@@ -21,6 +21,9 @@ ARTENT_HOST_DEVICE constexpr int jacobi_threads(int q) {
   return (q + 1) / 2 * pair_lanes(q);
 }
 
+// Of a triangle scaled to about one: the length below which products of squares vanish and a direction is lost.
+constexpr double kLost = 1e-70;
+
 // What the SVD needs besides its two matrices, in shared memory.
 struct JacobiSpans {
   simt::SharedSpan<double> sigma, dots, sums;  // (q), (q), kMaxWarps
@@ -102,8 +105,10 @@ struct Jacobi {
           b += __shfl_xor_sync(kAllLanes, b, n);
           g += __shfl_xor_sync(kAllLanes, g, n);
         }
-        const double cosine = fabs(g) / sqrt(a * b);  // NaN for a zero row
-        if (!plays || !(cosine > kJacobiTolerance)) continue;
+        // A row that has lost its direction (normalise) is noise of noise and would never settle.
+        if (!plays || a < kLost * kLost || b < kLost * kLost) continue;
+        const double cosine = fabs(g) / sqrt(a * b);
+        if (!(cosine > kJacobiTolerance)) continue;
         far |= cosine > enough;
         // tan of the angle that makes them orthogonal: the smaller root of t² + 2ζt − 1, ζ = (b − a)/2g.
         const double zeta = (b - a) / (2 * g);
@@ -130,7 +135,7 @@ struct Jacobi {
     const int pitch = jacobi_pitch(q);
     for (int i = warp_id(); i < q; i += warp_count()) {
       const double norm = sqrt(warp_dot(i, i));
-      const double sigma = norm > 1e-70 ? norm : 0;  // below, products of squares vanish and the direction is lost
+      const double sigma = norm > kLost ? norm : 0;
       if (lane_id() == 0) spans.sigma.store(i, sigma);
       for (int k = lane_id(); k < q; k += kWarpLanes)
         w.store(i * pitch + k, sigma > 0 ? w.load(i * pitch + k) / sigma : 0);

@@ -259,8 +259,8 @@ class RsvdDriver(Driver):
         self.check(self.sketch_(_name(out), p, schedule))
         return out
 
-    def orthonormalise(self, Y, rounds=0, seed=(0,), schedule=0):
-        """Q, R."""
+    def orthonormalise(self, Y, rounds=0, seed=(0,), schedule=0, in_shared=True):
+        """Q, R; the Gram matrix in shared memory if it fits, or as if it did not."""
         self.clear()
         batch, m, q = Y.shape
         Q = Y.contiguous().clone()
@@ -272,21 +272,21 @@ class RsvdDriver(Driver):
         p.r = self.buffer("r", R, SCRATCH)
         p.partial = self._scratch("partial", (batch, chunks, packed))
         p.triangle = self._scratch("triangle", (batch, self.library.rsvd_triangle_size(q)), Y.dtype)
-        if not self.library.rsvd_factor_in_shared(q):
+        if not (in_shared and self.library.rsvd_factor_in_shared(q)):
             p.gram = self._scratch("gram", (batch, packed + q))
         p.spare = self._scratch("spare", (batch, q, q))
         p.finished = self._scratch("finished", (batch,), torch.int32)
         self.check(self.qr_(_name(Y), p, rounds, schedule))
         return Q, R
 
-    def jacobi(self, R, schedule=0):
-        """U, S, V."""
+    def jacobi(self, R, schedule=0, in_shared=True):
+        """U, S, V; rotated in shared memory if it fits, or as if it did not."""
         self.clear()
         self._kept = []
         batch, q, _ = R.shape
         U, S, V = (_empty(shape, torch.float64) for shape in ((batch, q, q), (batch, q), (batch, q, q)))
         p = JacobiParams(batch, q, self.buffer("r", R), *(self.buffer(x, t, OUTPUT) for x, t in zip("usv", (U, S, V))))
-        if not self.library.rsvd_jacobi_in_shared(q):
+        if not (in_shared and self.library.rsvd_jacobi_in_shared(q)):
             p.scratch = self._scratch("scratch", (batch, 2, self.library.rsvd_jacobi_square(q)))
         self.check(self.jacobi_(p, schedule))
         return U, S, V

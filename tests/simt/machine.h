@@ -4,17 +4,17 @@
 // it there are there; when nobody can go on, the launch is at fault and says who waits where.
 #pragma once
 
-#include <ucontext.h>
-
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <functional>
-#include <memory>
 #include <random>
 #include <sstream>
 #include <stdexcept>
 #include <string>
 #include <vector>
+
+#include "fibre.h"
 
 namespace artent::simt {
 
@@ -30,14 +30,13 @@ template <class... Parts>
 }
 
 constexpr int kWarp = 32;
-constexpr size_t kStackBytes = 128 * 1024;
 
 // Where in the source a thread waits.
 struct Site {
   const char* what;
   const char* file;
   int line;
-  bool operator==(const Site& other) const { return line == other.line && std::string(file) == other.file; }
+  bool operator==(const Site& other) const { return line == other.line && std::strcmp(file, other.file) == 0; }
 };
 
 struct Thread {
@@ -50,8 +49,7 @@ struct Thread {
   int source = 0;          // the lane whose value is wanted,
   uint64_t value = 0;      // the value offered, and after the operation the one received
   bool orders_memory = false;
-  ucontext_t context{};
-  std::unique_ptr<char[]> stack;
+  Fibre fibre;
 };
 
 class Machine {
@@ -107,7 +105,7 @@ class Machine {
   const std::function<void()>* kernel_ = nullptr;
   std::vector<Thread> threads_;
   Thread* current_ = nullptr;
-  ucontext_t scheduler_{};
+  Fibre scheduler_;
   std::exception_ptr fault_;
   bool any_ = false;
 
@@ -118,30 +116,20 @@ class Machine {
   void wait(Thread::State state, Site site) {
     current_->state = state;
     current_->site = site;
-    swapcontext(&current_->context, &scheduler_);
+    current_->fibre.switch_to(scheduler_);
   }
 
-  // A fibre's first function; makecontext passes ints only, so the pointer comes in halves.
-  static void enter(unsigned low, unsigned high) {
-    auto* machine = reinterpret_cast<Machine*>(uintptr_t(high) << 32 | low);
+  // A fibre's first function.
+  static void enter();
+
+  void run_thread() {
     try {
-      (*machine->kernel_)();
+      (*kernel_)();
     } catch (...) {
-      machine->fault_ = std::current_exception();
+      fault_ = std::current_exception();
     }
-    machine->current_->state = Thread::State::done;
-    swapcontext(&machine->current_->context, &machine->scheduler_);
-  }
-
-  void start(Thread& thread) {
-    if (!thread.stack) thread.stack = std::make_unique<char[]>(kStackBytes);
-    thread.state = Thread::State::ready;
-    getcontext(&thread.context);
-    thread.context.uc_stack.ss_sp = thread.stack.get();
-    thread.context.uc_stack.ss_size = kStackBytes;
-    thread.context.uc_link = nullptr;
-    const auto self = reinterpret_cast<uintptr_t>(this);
-    makecontext(&thread.context, reinterpret_cast<void (*)()>(enter), 2, unsigned(self), unsigned(self >> 32));
+    current_->state = Thread::State::done;
+    current_->fibre.switch_to(scheduler_);
   }
 
   void run_block(int threads, const std::function<void(int64_t, int)>& before) {
@@ -152,7 +140,8 @@ class Machine {
     std::vector<Thread*> ready;
     for (int t = 0; t < threads; ++t) {
       threads_[t].id = t;
-      start(threads_[t]);
+      threads_[t].state = Thread::State::ready;
+      threads_[t].fibre.start(enter);
       ready.push_back(&threads_[t]);
     }
     while (!ready.empty()) {
@@ -160,7 +149,7 @@ class Machine {
       current_ = ready.back();
       ready.pop_back();
       before(block, current_->id);
-      swapcontext(&scheduler_, &current_->context);
+      scheduler_.switch_to(current_->fibre);
       if (fault_) std::rethrow_exception(fault_);
       if (current_->state == Thread::State::at_warp) release_warp(*current_, ready);
       if (ready.empty()) release_block(ready);
@@ -219,5 +208,9 @@ class Machine {
 };
 
 inline Machine machine;
+
+inline void Machine::enter() {
+  machine.run_thread();
+}
 
 }  // namespace artent::simt
