@@ -13,8 +13,8 @@ constexpr int kResidualThreads = 256;  // one 4×4 micro-tile each
 constexpr int kResidualDepth = 32;     // columns of U and V staged at once: 2 × 17 KiB, six blocks on an sm_80
 constexpr int kResidualPitch = kResidualTile + 4;  // keeps vectors aligned; + 4 spreads transposing stores
 
-ARTENT_HOST_DEVICE constexpr int residual_tiles(int64_t m, int64_t n) {
-  return int((m + kResidualTile - 1) / kResidualTile * ((n + kResidualTile - 1) / kResidualTile));
+ARTENT_HOST_DEVICE constexpr int64_t residual_tiles(int64_t m, int64_t n) {
+  return (m + kResidualTile - 1) / kResidualTile * ((n + kResidualTile - 1) / kResidualTile);
 }
 ARTENT_HOST_DEVICE constexpr int residual_bytes(int depth) {
   return 2 * simt::span_bytes<double>(depth * kResidualPitch);
@@ -107,7 +107,7 @@ __device__ double residual_of_tile(const View<Element>& a, const PowerOfTwo<doub
 template <class Element>
 __global__ void __launch_bounds__(kResidualThreads) rsvd_residual_kernel(const ResidualParams p) {
   using Real = Accumulator<Element>;
-  const int tiles = residual_tiles(p.m, p.n);
+  const int64_t tiles = residual_tiles(p.m, p.n);
   const int64_t b = blockIdx.x / tiles;
   if (!simt::global_load(p.needed + b)) return;
   simt::SharedArena arena;
@@ -124,8 +124,8 @@ __global__ void __launch_bounds__(kResidualThreads) rsvd_residual_kernel(const R
   const View<Element> a = turned ? given.transposed() : given;
   const ScaledFactor<Real> rows{turned ? v : u, s, 0}, cols{turned ? u : v, nullptr, 0};
 
-  const int across = (a.cols + kResidualTile - 1) / kResidualTile, tile = int(blockIdx.x % tiles);
-  const int64_t row0 = int64_t(tile / across) * kResidualTile, col0 = int64_t(tile % across) * kResidualTile;
+  const int64_t across = (a.cols + kResidualTile - 1) / kResidualTile, tile = blockIdx.x % tiles;
+  const int64_t row0 = tile / across * kResidualTile, col0 = tile % across * kResidualTile;
   const int row = micro_row(int(threadIdx.x)), col = micro_col(int(threadIdx.x));
   MicroTile acc = {};
   for (int k0 = 0; k0 < p.k; k0 += kResidualDepth) {
@@ -142,11 +142,12 @@ __global__ void __launch_bounds__(kResidualThreads) rsvd_residual_kernel(const R
 
 // A warp a matrix: adds up its tiles, in an order that depends on their number alone.
 static __global__ void __launch_bounds__(kWarpLanes) rsvd_residual_sum_kernel(const ResidualParams p) {
-  const int tiles = residual_tiles(p.m, p.n);
+  const int64_t tiles = residual_tiles(p.m, p.n);
   const int64_t b = blockIdx.x;
   double sum = 0;
   if (simt::global_load(p.needed + b))
-    for (int tile = lane_id(); tile < tiles; tile += kWarpLanes) sum += simt::global_load(p.partial + b * tiles + tile);
+    for (int64_t tile = lane_id(); tile < tiles; tile += kWarpLanes)
+      sum += simt::global_load(p.partial + b * tiles + tile);
   for (int lanes = kWarpLanes / 2; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(kAllLanes, sum, lanes);
   if (lane_id() == 0) simt::global_store(p.out + b, sum);
 }

@@ -215,6 +215,7 @@ class RsvdDriver(Driver):
         self.library.rsvd_small_panels.restype = c_int64
         self.library.rsvd_chunks.argtypes, self.library.rsvd_chunks.restype = [c_int64], c_int64
         self.library.rsvd_residual_tiles.argtypes = [c_int64, c_int64]
+        self.library.rsvd_residual_tiles.restype = c_int64
         for n, params in enumerate((SmallParams, SketchParams, QrParams, JacobiParams, ResidualParams)):
             assert self.library.sizeof_rsvd(n) == ctypes.sizeof(params)
 
@@ -325,7 +326,9 @@ def _name(t):
 
 def _empty(shape, dtype):
     """NaN, or what stands for it: what a kernel leaves unwritten shows."""
-    return torch.full(shape, float("nan"), dtype=dtype) if dtype.is_floating_point else torch.full(shape, -7, dtype=dtype)
+    return (
+        torch.full(shape, float("nan"), dtype=dtype) if dtype.is_floating_point else torch.full(shape, -7, dtype=dtype)
+    )
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,5 @@
 // Small kernels with one mistake each, and their sound twins: the machine has to tell them apart.
-// Each is run by two warps; `in` has 64 elements, `out` too.
+// Each is run by two warps; `in` has 64 elements, `out` too. Where the name says scratch, that is what `out` is.
 #include "common/simt.h"
 
 namespace {
@@ -113,6 +113,57 @@ const Kernel kKernels[] = {
     {"writes its input", [](const float* in, float*) { global_store(const_cast<float*>(in) + self(), 1.0f); }},
     {"reads its output", [](const float*, float* out) { global_store(out + self(), global_load(out + self())); }},
     {"two owners", [](const float*, float* out) { global_store(out + self() / 2, 1.0f); }},
+    {"sound scratch",
+     [](const float* in, float* out) {
+       const GlobalSpan<float> scratch(out, kThreads);
+       scratch.store(self(), global_load(in + self()));
+       __syncthreads();
+       const float x = scratch.load(neighbour());
+       __syncthreads();
+       scratch.store(self(), x);
+     }},
+    {"scratch without a barrier",
+     [](const float* in, float* out) {
+       global_store(out + self(), global_load(in + self()));
+       global_store(out + self(), global_load(out + neighbour()));
+     }},
+    {"scratch read before it is written",
+     [](const float*, float* out) {
+       if (self() != 9) global_store(out + self(), 1.0f);
+       __syncthreads();
+       global_store(out + self(), global_load(out + self()));
+     }},
+    {"scratch of another block",
+     [](const float*, float* out) {
+       if (self() / 32 == int(blockIdx.x)) global_store(out + self(), 1.0f);
+       __syncthreads();
+       if (blockIdx.x == 1 - self() / 32) global_store(out + self(), 2.0f);
+     }},
+    {"past the scratch span",
+     [](const float*, float* out) { GlobalSpan<float>(out, kThreads - 1).store(self(), 1.0f); }},
+    {"past the span",
+     [](const float*, float*) {
+       SharedArena arena;
+       arena.span<float>(kThreads - 1).store(self(), 1.0f);
+     }},
+    {"misaligned vector of a span",
+     [](const float*, float* out) {
+       SharedArena arena;
+       const auto span = arena.span<float>(kThreads);
+       span.store(self(), 1.0f);
+       __syncthreads();
+       global_store(out + self(), span.from(1).vec4(self() / 4 * 4 % 60).x[0]);
+     }},
+    {"laid over what is in use",
+     [](const float* in, float* out) {
+       SharedArena arena, phase = arena;
+       const auto row = arena.span<float>(kThreads), other = phase.span<float>(kThreads);
+       row.store(self(), global_load(in + self()));
+       __syncthreads();
+       const float x = row.load(neighbour());
+       other.store(self(), x);
+       global_store(out + self(), x);
+     }},
     {"misaligned global",
      [](const float* in, float* out) {
        const auto* shifted = reinterpret_cast<const float*>(reinterpret_cast<const char*>(in) + 2);
@@ -144,7 +195,9 @@ const Kernel kKernels[] = {
 extern "C" const char* planted(const char* name, const float* in, float* out, uint64_t seed) {
   return report([&] {
     for (const Kernel& kernel : kKernels)
-      if (kernel.name == std::string(name)) return launch(1, kThreads, Row::kBytes, seed, [&] { kernel.run(in, out); });
+      if (kernel.name == std::string(name))
+        return launch(kernel.name == std::string("scratch of another block") ? 2 : 1, kThreads, Row::kBytes, seed,
+                      [&] { kernel.run(in, out); });
     fail("no such kernel: ", name);
   });
 }

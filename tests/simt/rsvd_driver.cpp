@@ -87,7 +87,7 @@ const char* rsvd_jacobi(const JacobiParams* p, uint64_t seed) {
   return artent::simt::report([&] { run(rsvd_jacobi_kernel, jacobi_launch(*p), *p, seed); });
 }
 
-int rsvd_residual_tiles(int64_t m, int64_t n) {
+int64_t rsvd_residual_tiles(int64_t m, int64_t n) {
   return residual_tiles(m, n);
 }
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 SEEDS = range(5)
+OUTPUT, SCRATCH = 1, 2  # memory.h, Use
 
 FAULTS = {
     "missing barrier": "race|uninitialised",
@@ -27,6 +28,13 @@ FAULTS = {
     "writes its input": "writes its input in",
     "reads its output": "reads its output out",
     "two owners": "two threads write out",
+    "scratch without a barrier": "race on out: |uninitialised scratch out",
+    "scratch read before it is written": "thread 9 of block 0 reads uninitialised scratch out, byte 36",
+    "scratch of another block": "race on out: written twice",
+    "past the scratch span": "out of bounds of a global span of 63: element 63",
+    "past the span": "out of bounds of a shared span of 63: element 63",
+    "misaligned vector of a span": "misaligned vector: element .* of a shared span",
+    "laid over what is in use": "race: (read and written|written and read)",
     "misaligned global": "misaligned access of in",
     "misaligned vector": "misaligned vector",
     "past the tile": "out of bounds of a shared tile of 1×64: row 0, column 64",
@@ -41,7 +49,8 @@ def run(planted):
     def run(name, seed):
         planted.clear()
         given, out = torch.arange(64.0), torch.full((64,), float("nan"))
-        given_at, out_at = planted.buffer("in", given), planted.buffer("out", out, 1)
+        given_at = planted.buffer("in", given)
+        out_at = planted.buffer("out", out, SCRATCH if "scratch" in name else OUTPUT)
         planted.check(function(name.encode(), given_at, out_at, seed))
         return out
 
@@ -69,6 +78,7 @@ def test_sound_kernels_pass(run):
         "sound in a warp": up,
         "sound shuffles": shuffled.float(),
         "any": torch.ones(64),
+        "sound scratch": (thread + 1) % 64,
     }
     for name, values in expected.items():
         for seed in SEEDS:
