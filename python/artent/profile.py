@@ -206,8 +206,8 @@ def entanglement_profile(
         log_base: the unit of entropy; None for nats, 2 for bits.
         rank: width of the sketch, 32 by default; with ``max_error`` of the first one, after which they widen.
         max_error: the error in the entropies, in their unit, to be met at every bond: half of the distance between
-            ``lower`` and ``upper``. "auto" takes exact where no sketch that is cheaper meets it; "randomized" widens
-            its sketch as long as that is cheaper than exact, and then reports the bounds it has.
+            ``lower`` and ``upper``. "auto" takes exact where no sketch that is cheaper meets it (in float64 below 1e-4
+            nats); "randomized" widens its sketch while that is cheaper than exact, and reports the bounds it has.
 
     Raises:
         TypeError, ValueError: for anything that is no update, for NaN or Inf in it, and for a zero update, which

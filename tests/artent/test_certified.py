@@ -94,6 +94,7 @@ def test_bounds_hold_for_any_vectors(seed):
     true = probabilities(W, where.dims)
     x = torch.randn(36, 6, generator=generator, dtype=torch.float64)
     beside = x - W.mT @ torch.linalg.lstsq(W.mT, x).solution  # outside of everything W maps
+    check(randomized.bounded(W.mT.contiguous().mT, where, x), true)  # nor the layout of W
     for right in (x, x[:, :1].expand(36, 6), 0 * x, x[:, :1] + 1e-9 * x, beside, x.float(), torch.eye(36)):
         check(randomized.bounded(W, where, right), true)
 

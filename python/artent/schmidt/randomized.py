@@ -114,7 +114,7 @@ class _Pass(torch.autograd.Function):
         ctx.options = size, scale, left
         products, G = [], basis.new_zeros(size, size)
         for block in _blocks(W, left):
-            X = block.to(torch.float64, copy=True).mul_(scale)
+            X = _double(block, scale)
             products.append(basis.mT @ X if left else X @ basis)
             X = X.view(size, -1) if left else X.view(-1, size).mT
             G += X @ X.mT
@@ -128,13 +128,17 @@ class _Pass(torch.autograd.Function):
         grad_G = grad_G + grad_G.mT
         grad_W = torch.empty_like(W)
         for block, g, out in zip(_blocks(W, left), _blocks(grad, left, W), _blocks(grad_W, left), strict=True):
-            X = block.to(torch.float64, copy=True).mul_(scale)
+            X = _double(block, scale)
             if left:
                 dX = basis @ g + (grad_G @ X.view(size, -1)).view_as(X)
             else:
                 dX = g @ basis.mT + (X.view(-1, size) @ grad_G).view_as(X)
             out.copy_(dX * scale)
         return grad_W, None, None, None, None
+
+
+def _double(block: Tensor, scale: float) -> Tensor:
+    return block.to(torch.float64, copy=True, memory_format=torch.contiguous_format).mul_(scale)
 
 
 def _blocks(X: Tensor, columns: bool, like: Tensor | None = None) -> tuple[Tensor, ...]:
