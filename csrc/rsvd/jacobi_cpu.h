@@ -129,7 +129,16 @@ ARTENT_INLINE void jacobi_body(const Jacobi& p) {
   double largest = 1;
   for (int sweep = 0; sweep < kJacobiSweeps && largest > p.enough * p.enough; ++sweep)
     largest = jacobi_sweep<Bytes>(p, p.scratch);
-  for (int64_t i = 0; i < p.q; ++i) p.sigma[i] = std::sqrt(dot<Bytes>(p.w + i * p.ld, p.w + i * p.ld, p.ld));
+  // Hundreds of rotations by rounded angles stretch rows of w and x alike, by some 1e-14.
+  for (int64_t i = 0; i < p.q; ++i) {
+    double *w = p.w + i * p.ld, *x = p.x + i * p.ld;
+    const double stretch = 1 / std::sqrt(dot<Bytes>(x, x, p.ld));
+    p.sigma[i] = std::sqrt(dot<Bytes>(w, w, p.ld)) * stretch;
+    for (int64_t c = 0; c < p.ld; ++c) {
+      w[c] *= stretch;
+      x[c] *= stretch;
+    }
+  }
   for (int64_t i = 0; i < p.q; ++i) {  // selection sort: q is small, and rows are swapped q times at most
     int64_t largest = i;
     for (int64_t j = i + 1; j < p.q; ++j)
