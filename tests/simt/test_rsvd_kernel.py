@@ -272,11 +272,16 @@ def test_orthonormalise(rsvd, name):
     assert torch.equal(factor[0], R[1])
 
 
-def test_one_round_is_one_round(rsvd):
-    Y = gaussian(50, 12, torch.Generator().manual_seed(0))[None].float()
-    Q, R = rsvd.orthonormalise(Y, rounds=1)
-    expected_Q, expected_R = torch.ops.artent.rsvd_orthonormalise(Y, 1, torch.tensor([0]))
-    torch.testing.assert_close(R, expected_R, rtol=1e-12, atol=1e-12)
+@pytest.mark.parametrize("rounds", [1, 2])
+@pytest.mark.parametrize("dtype", [F32, F64])
+def test_rounds_as_on_the_cpu(rsvd, rounds, dtype):
+    """Normals in zero columns included: of the first matrix in the first round, of the second in the next."""
+    Y = torch.zeros(3, 50, 6, dtype=dtype)
+    Y[1, 7] = 1.0  # equal columns, of which the first round leaves nothing
+    Y[2] = gaussian(50, 6, torch.Generator().manual_seed(0))
+    Q, R = rsvd.orthonormalise(Y, rounds, seed=(1, 2, 3))
+    expected_Q, expected_R = torch.ops.artent.rsvd_orthonormalise(Y, rounds, torch.tensor([1, 2, 3]))
+    torch.testing.assert_close(R, expected_R, rtol=1e-6 if dtype == F32 else 1e-12, atol=1e-12)
     torch.testing.assert_close(Q, expected_Q, rtol=1e-5, atol=1e-6)
 
 
