@@ -68,42 +68,43 @@ struct Cholesky {
   double* g;  // q×ld
   int64_t q, ld;
   bool drop;
-  double* scale;  // (q), overwritten: the columns' norms
-  double* pivot;  // (1), out: the smallest pivot; 0 if a row is zero
+  double *scale, *inverse;  // (ld), overwritten: the columns' norms and their inverses
+  double* pivot;            // (1), out: the smallest pivot; 0 if a row is zero
 };
 
+// Rows are walked in whole vectors from the one that holds the diagonal; what that writes below it is never read.
 template <int Bytes>
 ARTENT_INLINE void cholesky_body(const Cholesky& p) {
+  using S = Simd<double, Bytes>;
   double smallest = 1;
-  for (int64_t j = 0; j < p.q; ++j) {
-    const double norm2 = p.g[j * p.ld + j];
+  for (int64_t j = 0; j < p.ld; ++j) {
+    const double norm2 = j < p.q ? p.g[j * p.ld + j] : 0;
     p.scale[j] = norm2 > 0 ? std::sqrt(norm2) : 0;
+    p.inverse[j] = p.scale[j] > 0 ? 1 / p.scale[j] : 0;
   }
   for (int64_t i = 0; i < p.q; ++i) {
     double* row = p.g + i * p.ld;
-    const double inverse = p.scale[i] > 0 ? 1 / p.scale[i] : 0;
-    for (int64_t j = i; j < p.q; ++j) row[j] *= p.scale[j] > 0 ? inverse / p.scale[j] : 0;
-  }
-  for (int64_t i = 0; i < p.q; ++i) {
-    double* row = p.g + i * p.ld;
+    const int64_t start = i / S::lanes * S::lanes;
+    const auto own = S::splat(p.inverse[i]);
+    for (int64_t j = start; j < p.ld; j += S::lanes) S::store(row + j, S::load(row + j) * own * S::load(p.inverse + j));
     for (int64_t k = 0; k < i; ++k) {
       const double* above = p.g + k * p.ld;
-      const double factor = above[i];
-      for (int64_t j = i; j < p.q; ++j) row[j] -= factor * above[j];
+      const auto factor = S::splat(above[i]);
+      for (int64_t j = start; j < p.ld; j += S::lanes)
+        S::store(row + j, S::load(row + j) - factor * S::load(above + j));
     }
-    if (p.scale[i] == 0 || (p.drop && row[i] <= kPivotFloor)) {
-      for (int64_t j = i; j < p.q; ++j) row[j] = 0;
-      smallest = 0;
-      continue;
-    }
+    const bool dropped = p.scale[i] == 0 || (p.drop && row[i] <= kPivotFloor);
     const double pivot = row[i] > kPivotFloor ? row[i] : kPivotFloor;
-    smallest = pivot < smallest ? pivot : smallest;
-    const double inverse = 1 / std::sqrt(pivot);
+    smallest = dropped ? 0 : pivot < smallest ? pivot : smallest;
     row[i] = pivot;
-    for (int64_t j = i; j < p.q; ++j) row[j] *= inverse;
+    const auto normalise = S::splat(dropped ? 0 : 1 / std::sqrt(pivot));
+    for (int64_t j = start; j < p.ld; j += S::lanes) S::store(row + j, S::load(row + j) * normalise);
   }
-  for (int64_t i = 0; i < p.q; ++i)
-    for (int64_t j = i; j < p.q; ++j) p.g[i * p.ld + j] *= p.scale[j];
+  for (int64_t i = 0; i < p.q; ++i) {
+    double* row = p.g + i * p.ld;
+    for (int64_t j = i / S::lanes * S::lanes; j < p.ld; j += S::lanes)
+      S::store(row + j, S::load(row + j) * S::load(p.scale + j));
+  }
   *p.pivot = smallest;
 }
 

@@ -59,11 +59,11 @@ void multiply(const Team& team, Product<R> p, int64_t rows) {
 template <typename R>
 struct QrWorkspace {
   int64_t q, ld;
-  std::vector<double> partial, wide, round, triangle, scale;
+  std::vector<double> partial, wide, round, triangle, scale, inverse;
   std::vector<R> factor, rows;
 
   explicit QrWorkspace(int64_t q_)
-      : q(q_), ld(padded<R>(q_)), round((q + 4) * ld), triangle(q * ld), scale(q), factor(q * ld) {}
+      : q(q_), ld(padded<R>(q_)), round((q + 4) * ld), triangle(q * ld), scale(ld), inverse(ld), factor(q * ld) {}
 };
 
 // upper(w.round) = upper(YᵀY).
@@ -139,7 +139,7 @@ void orthonormalise(const Team& team, R* y, int64_t m, int rounds, uint64_t seed
   for (int round = 0; round < (rounds > 0 ? rounds : kMaxRounds); ++round) {
     gram_matrix(team, y, m, w);
     double pivot = 0;
-    cholesky(Cholesky{w.round.data(), w.q, w.ld, round >= give_up<R>, w.scale.data(), &pivot});
+    cholesky(Cholesky{w.round.data(), w.q, w.ld, round >= give_up<R>, w.scale.data(), w.inverse.data(), &pivot});
     divide_by_triangle(team, y, m, pivot, w);
     const bool filled = pivot == 0 && fill_zero_columns(y, m, w, seed, round);
     if (total != nullptr) {
