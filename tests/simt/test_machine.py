@@ -6,9 +6,9 @@ import ctypes
 
 import pytest
 import torch
+from simt_driver import OUTPUT, SCRATCH
 
 SEEDS = range(5)
-OUTPUT, SCRATCH = 1, 2  # memory.h, Use
 
 FAULTS = {
     "missing barrier": "race|uninitialised",
