@@ -52,9 +52,13 @@ ARTENT_INLINE void gram_body(const Gram<R>& p) {
     const R* y = p.y + begin * p.ld;
     for (int64_t i = 0; i < rows * p.ld; ++i) p.wide[i] = double(y[i]);
     for (int64_t i = 0; i < height; i += 4) {
-      int64_t j = i / lanes * lanes;
-      for (; j + 3 * lanes <= p.ld; j += 3 * lanes) gram_block<Bytes, 3>(p.wide, rows, p.ld, i, j, p.g);
-      for (; j < p.ld; j += lanes) gram_block<Bytes, 1>(p.wide, rows, p.ld, i, j, p.g);
+      for (int64_t j = i / lanes * lanes; j < p.ld;) {
+        const int64_t left = (p.ld - j) / lanes, width = left == 1 ? 1 : left == 2 || left == 4 ? 2 : 3;
+        if (width == 3) gram_block<Bytes, 3>(p.wide, rows, p.ld, i, j, p.g);
+        if (width == 2) gram_block<Bytes, 2>(p.wide, rows, p.ld, i, j, p.g);
+        if (width == 1) gram_block<Bytes, 1>(p.wide, rows, p.ld, i, j, p.g);
+        j += width * lanes;
+      }
     }
   }
 }
