@@ -21,9 +21,6 @@ ARTENT_HOST_DEVICE constexpr int jacobi_threads(int q) {
   return (q + 1) / 2 * pair_lanes(q);
 }
 
-// Of a triangle scaled to about one: the length below which products of squares vanish and a direction is lost.
-constexpr double kLost = 1e-70;
-
 // What the SVD needs besides its two matrices, in shared memory.
 struct JacobiSpans {
   simt::SharedSpan<double> sigma, dots, sums;  // (q), (q), kMaxWarps
@@ -130,15 +127,17 @@ struct Jacobi {
     m.store(other, left * s + right * c);
   }
 
-  // Singular values, their order, and unit rows of w where there is a direction. Ends with a barrier.
+  // Singular values, their order, unit rows of x, and of w where there is a direction. Hundreds of rotations by rounded
+  // angles have stretched rows of w and x alike, by some 1e-14. Ends with a barrier.
   __device__ void normalise() const {
     const int pitch = jacobi_pitch(q);
     for (int i = warp_id(); i < q; i += warp_count()) {
-      const double norm = sqrt(warp_dot(i, i));
-      const double sigma = norm > kLost ? norm : 0;
-      if (lane_id() == 0) spans.sigma.store(i, sigma);
-      for (int k = lane_id(); k < q; k += kWarpLanes)
-        w.store(i * pitch + k, sigma > 0 ? w.load(i * pitch + k) / sigma : 0);
+      const double norm = sqrt(warp_dot(w, i, i)), stretch = sqrt(warp_dot(x, i, i));
+      if (lane_id() == 0) spans.sigma.store(i, norm > kLost ? norm / stretch : 0);
+      for (int k = lane_id(); k < q; k += kWarpLanes) {
+        w.store(i * pitch + k, norm > kLost ? w.load(i * pitch + k) / norm : 0);
+        x.store(i * pitch + k, x.load(i * pitch + k) / stretch);
+      }
     }
     __syncthreads();
     for (int i = int(threadIdx.x); i < q; i += int(blockDim.x)) {
@@ -173,7 +172,7 @@ struct Jacobi {
       __syncthreads();
       for (int pass = 0; pass < 2; ++pass) {
         for (int r = warp_id(); r < rank; r += warp_count()) {
-          const double dot = warp_dot(spans.order.load(r), row);
+          const double dot = warp_dot(w, spans.order.load(r), row);
           if (lane_id() == 0) spans.dots.store(r, dot);
         }
         __syncthreads();
@@ -184,7 +183,7 @@ struct Jacobi {
         }
         __syncthreads();
       }
-      const double norm = sqrt(warp_dot(row, row));
+      const double norm = sqrt(warp_dot(w, row, row));
       __syncthreads();
       for (int k = int(threadIdx.x); k < q; k += int(blockDim.x))
         w.store(row * pitch + k, w.load(row * pitch + k) / norm);
@@ -192,11 +191,11 @@ struct Jacobi {
     }
   }
 
-  // Row i of w times row j, the same in every lane of the warp.
-  __device__ double warp_dot(int i, int j) const {
+  // Row i of m times row j, the same in every lane of the warp.
+  __device__ double warp_dot(const Span& m, int i, int j) const {
     const int pitch = jacobi_pitch(q);
     double sum = 0;
-    for (int k = lane_id(); k < q; k += kWarpLanes) sum += w.load(i * pitch + k) * w.load(j * pitch + k);
+    for (int k = lane_id(); k < q; k += kWarpLanes) sum += m.load(i * pitch + k) * m.load(j * pitch + k);
     for (int lanes = kWarpLanes / 2; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(kAllLanes, sum, lanes);
     return sum;
   }

@@ -48,7 +48,8 @@ ARTENT_INLINE void jacobi_angles(int64_t pairs, double* __restrict gamma, double
                                  double* __restrict sine) {
   for (int64_t t = 0; t < pairs; ++t) {
     const double g = gamma[t], a = cosine[t], b = sine[t];
-    const double turn = g * g > kJacobiTolerance * kJacobiTolerance * a * b ? 1.0 : 0.0;
+    const double shorter = a < b ? a : b;
+    const double turn = g * g > kJacobiTolerance * kJacobiTolerance * a * b && shorter > kLost * kLost ? 1.0 : 0.0;
     const double zeta = (b - a) / (2 * g + (1 - turn));  // no pair without a turn divides by zero
     const double tangent = turn * std::copysign(1 / (std::abs(zeta) + std::sqrt(1 + zeta * zeta)), zeta);
     const double c = 1 / std::sqrt(1 + tangent * tangent);
@@ -74,7 +75,8 @@ ARTENT_INLINE double jacobi_sweep(const Jacobi& p, double* norm2) {
       cosine[t] = norm2[i];
       sine[t] = j < p.q ? norm2[j] : 1;
       const double overlap = gamma[t] * gamma[t], product = cosine[t] * sine[t];
-      if (overlap > largest * product) largest = overlap / product;
+      const bool lost = std::min(cosine[t], sine[t]) <= kLost * kLost;
+      if (!lost && overlap > largest * product) largest = overlap / product;
     }
     jacobi_angles(pairs, gamma, cosine, sine);
     for (int64_t t = 0; t < pairs; ++t) {
@@ -149,8 +151,8 @@ ARTENT_INLINE void jacobi_body(const Jacobi& p) {
     std::swap_ranges(p.x + i * p.ld, p.x + i * p.ld + p.ld, p.x + largest * p.ld);
   }
   int64_t rank = 0;
-  while (rank < p.q && p.sigma[rank] > 1e-70) {  // below, products of squares vanish and the direction is lost
-    const double normalise = 1 / p.sigma[rank];
+  while (rank < p.q && p.sigma[rank] > kLost) {
+    and the direction is lost const double normalise = 1 / p.sigma[rank];
     for (int64_t c = 0; c < p.q; ++c) p.w[rank * p.ld + c] *= normalise;
     ++rank;
   }

@@ -40,8 +40,23 @@ constexpr int give_up = 1;
 template <>
 constexpr int give_up<double> = 2;
 
-// One-sided Jacobi: columns p, q count as orthogonal when |x_p·x_q| ≤ kJacobiTolerance·|x_p||x_q|.
-constexpr double kJacobiTolerance = 1e-15;
+// One-sided Jacobi, scaled to a largest element of one: columns p, q count as orthogonal when |x_p·x_q| ≤
+// kJacobiTolerance·|x_p||x_q|. A column shorter than kLost (products of its squares vanish) has lost its direction: it
+// is left alone, its singular value is 0, and W is completed by another.
+constexpr double kJacobiTolerance = 1e-15, kLost = 1e-70;
 constexpr int kJacobiSweeps = 30;
+
+// Done after a sweep that met no larger cosine: convergence is quadratic, so they are below float32's rounding then. In
+// float64 a sweep has to find nothing.
+template <typename R>
+constexpr double jacobi_enough = 1e-5;
+template <>
+constexpr double jacobi_enough<double> = kJacobiTolerance;
+
+// Below this share of ‖A‖², ‖A‖² − Σσ̂² is more the rounding of σ̂ than a residual, and the difference is taken in full.
+template <typename R>
+constexpr double cancellation_share = 1e-4;
+template <>
+constexpr double cancellation_share<double> = 1e-10;
 
 }  // namespace artent::rsvd

@@ -8,19 +8,6 @@
 
 namespace artent::rsvd {
 
-// Below this share of ‖A‖², ‖A‖² − Σσ̂² is more the rounding of σ̂ than a residual.
-template <typename R>
-constexpr double kCancellation = 1e-4;
-template <>
-constexpr double kCancellation<double> = 1e-10;
-
-// The Jacobi SVD that ends the algorithm is done after a sweep without larger cosines: convergence is quadratic, so
-// they are below float32's rounding then. In float64 a sweep has to find nothing.
-template <typename R>
-constexpr double kJacobiEnough = 1e-5;
-template <>
-constexpr double kJacobiEnough<double> = kJacobiTolerance;
-
 // basis (rows×ld) times the first k rows' transpose of `rotation` (q×ld, float64): row-major (rows×k), or transposed.
 template <typename R>
 void write_factor(const Team& team, const R* basis, int64_t rows, const std::vector<double>& rotation, bool transposed,
@@ -85,7 +72,7 @@ void decompose(const Team& team, const Tensor& like, const Given<T>& given, uint
     if (w.plan.library()) {
       library_small_svd(like, w);
     } else {
-      jacobi(Jacobi{w.plan.q, w.qr.ld, w.w.data(), w.x.data(), w.sigma.data(), kJacobiEnough<R>, w.scratch.data(),
+      jacobi(Jacobi{w.plan.q, w.qr.ld, w.w.data(), w.x.data(), w.sigma.data(), jacobi_enough<R>, w.scratch.data(),
                     w.players.data()});
     }
     write_factor(team, w.y.data(), a.m, w.w, wide, wide ? out.vh : out.u, w);
@@ -95,7 +82,7 @@ void decompose(const Team& team, const Tensor& like, const Given<T>& given, uint
   double kept = 0, beyond = 0;
   for (size_t i = 0; i < w.sigma.size(); ++i) (int64_t(i) < k ? kept : beyond) += w.sigma[i] * w.sigma[i];
   double residual = std::max(a.norm2 - kept - beyond, 0.0) + beyond;
-  if (residual < kCancellation<R> * a.norm2) {
+  if (residual < cancellation_share<R> * a.norm2) {
     residual = wide ? explicit_residual(team, a, out.vh, 1, a.m, out.s, out.u, 1, k, k, w.left, w.right)
                     : explicit_residual(team, a, out.u, k, 1, out.s, out.vh, a.n, 1, k, w.left, w.right);
   }

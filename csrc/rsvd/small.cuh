@@ -19,14 +19,6 @@ constexpr int kSmallSide = 512;
 template <class Real>
 constexpr int kSmallWidth = sizeof(Real) == 8 ? 32 : 64;
 
-// Below this share of ‖A‖², ‖A‖² − Σσ̂² is more the rounding of σ̂ than a residual.
-template <class Real>
-constexpr double kCancellationShare = sizeof(Real) == 8 ? 1e-10 : 1e-4;
-// The Jacobi SVD is done after a sweep without larger cosines: convergence is quadratic, so they are below float32's
-// rounding then. In float64 a sweep has to find nothing.
-template <class Real>
-constexpr double kJacobiEnough = sizeof(Real) == 8 ? kJacobiTolerance : 1e-5;
-
 template <class Element>
 constexpr bool fits_small(const SmallShape& n) {
   return n.m <= kSmallSide && n.q <= kSmallWidth<Accumulator<Element>>;
@@ -191,7 +183,7 @@ __device__ void decompose_triangle(const Problem<Element>& problem, int exponent
   for (int n = int(threadIdx.x); n < q * q; n += int(blockDim.x))
     w.store(n / q * jacobi_pitch(q) + n % q, problem.triangle(0).load(n));
   __syncthreads();
-  Jacobi<simt::SharedSpan<double>>{w, x, q, kJacobiEnough<Real>, spans}.run();
+  Jacobi<simt::SharedSpan<double>>{w, x, q, jacobi_enough<Real>, spans}.run();
   write_rotation(w, spans.order, q, k, problem.rotation(0));
   write_rotation(x, spans.order, q, k, problem.rotation(1));
   for (int r = int(threadIdx.x); r < k; r += int(blockDim.x))
@@ -261,7 +253,7 @@ __global__ void __launch_bounds__(kMaxThreads) rsvd_small_kernel(const SmallPara
   }
   double residual = norm2 - kept - beyond;
   residual = (residual > 0 ? residual : 0) + beyond;
-  if (residual < kCancellationShare<Real> * norm2) residual = explicit_residual(problem, size.exponent, arena, spans);
+  if (residual < cancellation_share<Real> * norm2) residual = explicit_residual(problem, size.exponent, arena, spans);
   if (threadIdx.x == 0) simt::global_store(p.residual + problem.b(), ldexp(residual, -2 * size.exponent));
 }
 
