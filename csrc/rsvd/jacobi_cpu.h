@@ -152,7 +152,7 @@ ARTENT_INLINE void jacobi_body(const Jacobi& p) {
   }
   int64_t rank = 0;
   while (rank < p.q && p.sigma[rank] > kLost) {
-    and the direction is lost const double normalise = 1 / p.sigma[rank];
+    const double normalise = 1 / p.sigma[rank];
     for (int64_t c = 0; c < p.q; ++c) p.w[rank * p.ld + c] *= normalise;
     ++rank;
   }
