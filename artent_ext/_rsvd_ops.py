@@ -96,10 +96,23 @@ def without_autocast(x: Tensor):
     return torch.autocast(x.device.type, enabled=False)
 
 
+def fits_a_block(m: int, n: int, q: int, dtype: torch.dtype, shared_bytes: int) -> bool:
+    """Can one thread block with this much shared memory hold a matrix's sketch (csrc/rsvd/small.cuh)?
+
+    The panel of the tall side in rows of whole groups of eight columns and four to spare, with tiles of A beside it;
+    then the two triangles of the Jacobi SVD. 163 KiB are enough for all that the op takes; gaming cards have 99.
+    """
+    dtype = accumulator_dtype(dtype)
+    if max(m, n) > _FUSED_SIDE or q > _FUSED_WIDTH[dtype]:
+        return False
+    panel = max(m, n) * (-(-q // 8) * 8 + 4) * dtype.itemsize
+    return max(panel + 36 * 1024, 70 * 1024) <= max(shared_bytes, 0)
+
+
 def _rsvd_cuda(A, rank, oversample, power_iters, seed):
     _, m, n = A.shape
-    width = min(rank + oversample, m, n)
-    if max(m, n) <= _FUSED_SIDE and width <= _FUSED_WIDTH[accumulator_dtype(A.dtype)]:
+    shared = torch.cuda.get_device_properties(A.device).shared_memory_per_block_optin
+    if fits_a_block(m, n, min(rank + oversample, m, n), A.dtype, shared):
         return ops.rsvd_small(A, rank, oversample, power_iters, seed)
     return dense(A, rank, oversample, power_iters, seed)
 

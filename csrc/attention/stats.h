@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "../common/accumulator.h"
+
 namespace artent::attention {
 
 enum class MaskKind : int32_t { none = 0, boolean = 1, additive = 2 };
@@ -28,18 +30,6 @@ struct Visibility {
   const void* mask;       // bool (1 byte), or added to the logits in the accumulator's type
   Strides4 mask_strides;  // (B, H, Tq, Tk)
 };
-
-// The type that sums: float, or double for double input.
-template <class Element>
-struct AccumulatorOf {
-  using type = float;
-};
-template <>
-struct AccumulatorOf<double> {
-  using type = double;
-};
-template <class Element>
-using Accumulator = typename AccumulatorOf<Element>::type;
 
 // Strides: query (B,H,Tq,D), key (B,Hk,Tk,D). Row vectors (B,H,Tq) are contiguous.
 struct StatsForward {

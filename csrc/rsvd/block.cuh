@@ -1,23 +1,13 @@
 // What the rsvd kernels share: matrices behind strides, sums over a block. Device code, no torch.
 #pragma once
 
+#include "../common/accumulator.h"
 #include "../common/philox.h"
 #include "../common/simt.h"
 #include "rsvd.h"
 #include "rsvd_params.h"
 
 namespace artent::rsvd {
-
-template <class Element>
-struct AccumulatorOf {
-  using type = float;
-};
-template <>
-struct AccumulatorOf<double> {
-  using type = double;
-};
-template <class Element>
-using Accumulator = typename AccumulatorOf<Element>::type;
 
 // Shared memory that one block may have on sm_80; a launch never asks for more.
 constexpr int kSharedLimit = 163 * 1024;

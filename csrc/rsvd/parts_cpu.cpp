@@ -12,12 +12,6 @@
 namespace artent::rsvd {
 namespace {
 
-template <typename F>
-void dispatch_floating(const Tensor& t, const char* name, const F& f) {
-  check_floating(t, name);
-  return t.scalar_type() == ScalarType::Double ? f(double{}) : f(float{});
-}
-
 // body(b) for every matrix: matrices over threads where there are enough, otherwise one after the other on all threads.
 template <typename F>
 void for_each_matrix(int64_t batch, const char* op, const F& body) {
@@ -113,22 +107,14 @@ std::tuple<Tensor, Tensor, Tensor> rsvd_jacobi(Tensor factor) {
 }
 
 Tensor rsvd_residual(Tensor A, Tensor U, Tensor S, Tensor Vh, Tensor needed) {
-  check_batch(A, "A"), check_batch(U, "U"), check_batch(Vh, "Vh");
+  check_factors(A, U, S, Vh, needed);
   const int64_t batch = A.size(0), m = A.size(1), n = A.size(2), k = U.size(2);
-  const ScalarType type = working_type(A);
-  STD_TORCH_CHECK(U.size(0) == batch && U.size(1) == m && S.dim() == 2 && S.size(0) == batch && S.size(1) == k &&
-                      Vh.size(0) == batch && Vh.size(1) == k && Vh.size(2) == n,
-                  "U, S, Vh do not fit A");
-  STD_TORCH_CHECK(U.scalar_type() == type && S.scalar_type() == type && Vh.scalar_type() == type,
-                  "U, S, Vh must be float32 (float64 for float64 A)");
-  STD_TORCH_CHECK(needed.scalar_type() == ScalarType::Bool && needed.dim() == 1 && needed.size(0) == batch,
-                  "needed must be (B), bool");
   Tensor out = new_tensor<1>(A, {batch}, ScalarType::Double);
   const Tensor left = torch::stable::contiguous(U), s = torch::stable::contiguous(S),
                right = torch::stable::contiguous(Vh), wanted = torch::stable::contiguous(needed);
   dispatch(A.scalar_type(), "rsvd_residual", [&](auto element) {
     using T = decltype(element);
-    using R = typename Working<T>::type;
+    using R = Accumulator<T>;
     for_each_matrix(batch, "rsvd_residual", [&](const Team& team, int64_t b) {
       double& value = static_cast<double*>(out.mutable_data_ptr())[b];
       value = 0;

@@ -35,6 +35,26 @@ inline void check_floating(const Tensor& t, const char* name) {
                   torch::headeronly::toString(type));
 }
 
+template <typename F>
+void dispatch_floating(const Tensor& t, const char* name, const F& f) {
+  check_floating(t, name);
+  t.scalar_type() == ScalarType::Double ? f(double{}) : f(float{});
+}
+
+// Of rsvd_residual: factors of A, and which matrices to do.
+inline void check_factors(const Tensor& A, const Tensor& U, const Tensor& S, const Tensor& Vh, const Tensor& needed) {
+  check_batch(A, "A"), check_batch(U, "U"), check_batch(Vh, "Vh");
+  const int64_t batch = A.size(0), k = U.size(2);
+  const ScalarType type = working_type(A);
+  STD_TORCH_CHECK(U.size(0) == batch && U.size(1) == A.size(1) && S.dim() == 2 && S.size(0) == batch &&
+                      S.size(1) == k && Vh.size(0) == batch && Vh.size(1) == k && Vh.size(2) == A.size(2),
+                  "U, S, Vh do not fit A");
+  STD_TORCH_CHECK(U.scalar_type() == type && S.scalar_type() == type && Vh.scalar_type() == type,
+                  "U, S, Vh must be float32 (float64 for float64 A)");
+  STD_TORCH_CHECK(needed.scalar_type() == ScalarType::Bool && needed.dim() == 1 && needed.size(0) == batch,
+                  "needed must be (B), bool");
+}
+
 inline void check_seed(const Tensor& seed, int64_t batch) {
   STD_TORCH_CHECK(seed.scalar_type() == ScalarType::Long && seed.dim() == 1, "seed must be a vector of int64");
   STD_TORCH_CHECK(seed.size(0) == 1 || seed.size(0) == batch, "seed: one for all matrices or one each, got ",

@@ -20,7 +20,7 @@ Given<T> matrix(const Tensor& A, int64_t b) {
 template <typename T>
 void run(const Tensor& A, const Plan& plan, const Tensor& seed, const Tensor& U, const Tensor& S, const Tensor& Vh,
          const Tensor& residual) {
-  using R = typename Working<T>::type;
+  using R = Accumulator<T>;
   const int64_t batch = A.size(0), m = A.size(1), n = A.size(2), shorter = std::min(m, n);
   const auto* seeds = static_cast<const int64_t*>(seed.const_data_ptr());
   const bool one_seed = seed.size(0) == 1;

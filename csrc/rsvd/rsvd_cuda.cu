@@ -3,6 +3,7 @@
 
 #include <tuple>
 
+#include "../common/dispatch_cuda.h"
 #include "../common/launch_cuda.h"
 #include "parts.cuh"
 #include "rsvd_args.h"
@@ -12,28 +13,6 @@ namespace artent::rsvd {
 namespace {
 
 using torch::stable::accelerator::DeviceGuard;
-
-template <class F>
-void dispatch_floating(const Tensor& t, const char* name, const F& f) {
-  check_floating(t, name);
-  t.scalar_type() == ScalarType::Double ? f(double{}) : f(float{});
-}
-
-template <class F>
-void dispatch_element(const Tensor& t, const char* op, const F& f) {
-  switch (t.scalar_type()) {
-    case ScalarType::Float:
-      return f(float{});
-    case ScalarType::Double:
-      return f(double{});
-    case ScalarType::Half:
-      return f(__half{});
-    case ScalarType::BFloat16:
-      return f(__nv_bfloat16{});
-    default:
-      STD_TORCH_CHECK(false, op, ": unsupported dtype ", torch::headeronly::toString(t.scalar_type()));
-  }
-}
 
 template <class Params>
 void run(void (*kernel)(Params), const Launch& launch, const Params& p, const Tensor& on, const char* op) {
@@ -90,7 +69,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rsvd_small(Tensor A, int64_t rank, in
                       doubles(call.residual),
                       panels.mutable_data_ptr(),
                       doubles(triangles)};
-  dispatch_element(A, "rsvd_small", [&](auto element) {
+  dispatch_cuda(A.scalar_type(), "rsvd_small", [&](auto element) {
     using Element = decltype(element);
     STD_TORCH_CHECK(fits_small<Element>(shape), "rsvd_small: a sketch of at most 32 columns in float64, got ", call.q);
     run(rsvd_small_kernel<Element>, small_launch<Element>(shape), p, A, "rsvd_small");
@@ -186,16 +165,8 @@ std::tuple<Tensor, Tensor, Tensor> rsvd_jacobi(Tensor R) {
 
 Tensor rsvd_residual(Tensor A, Tensor U, Tensor S, Tensor Vh, Tensor needed) {
   const DeviceGuard guard(A.get_device());
-  check_batch(A, "A"), check_batch(U, "U"), check_batch(Vh, "Vh");
+  check_factors(A, U, S, Vh, needed);
   const int64_t batch = A.size(0), m = A.size(1), n = A.size(2), k = U.size(2);
-  const ScalarType type = working_type(A);
-  STD_TORCH_CHECK(U.size(0) == batch && U.size(1) == m && S.dim() == 2 && S.size(0) == batch && S.size(1) == k &&
-                      Vh.size(0) == batch && Vh.size(1) == k && Vh.size(2) == n,
-                  "U, S, Vh do not fit A");
-  STD_TORCH_CHECK(U.scalar_type() == type && S.scalar_type() == type && Vh.scalar_type() == type,
-                  "U, S, Vh must be float32 (float64 for float64 A)");
-  STD_TORCH_CHECK(needed.scalar_type() == ScalarType::Bool && needed.dim() == 1 && needed.size(0) == batch,
-                  "needed must be (B), bool");
   for (const Tensor* t : {&U, &S, &Vh, &needed})
     STD_TORCH_CHECK(t->is_cuda() && t->get_device() == A.get_device(), "U, S, Vh, needed must be on A's device");
   STD_TORCH_CHECK(std::max(m, n) < (int64_t(1) << 30) && k < (1 << 30), "A has too many rows or columns");
@@ -217,7 +188,7 @@ Tensor rsvd_residual(Tensor A, Tensor U, Tensor S, Tensor Vh, Tensor needed) {
                          static_cast<const bool*>(wanted.const_data_ptr()),
                          doubles(partial),
                          doubles(out)};
-  dispatch_element(A, "rsvd_residual", [&](auto element) {
+  dispatch_cuda(A.scalar_type(), "rsvd_residual", [&](auto element) {
     run(rsvd_residual_kernel<decltype(element)>, residual_launch(p), p, A, "rsvd_residual");
   });
   run(rsvd_residual_sum_kernel, {batch, kWarpLanes, 0}, p, A, "rsvd_residual");

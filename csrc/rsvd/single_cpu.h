@@ -52,7 +52,7 @@ void find_range(const Team& team, const Source<R>& a, uint64_t seed, const R* om
   for (int64_t i = 0; i < q; ++i) std::fill_n(w.w.data() + i * ld, i, 0.0);  // the triangle's other half
 }
 
-template <typename T, typename R = typename Working<T>::type>
+template <typename T, typename R = Accumulator<T>>
 void decompose(const Team& team, const Tensor& like, const Given<T>& given, uint64_t seed, const R* omega,
                const Output<R>& out, Workspace<R>& w) {
   const int64_t k = w.plan.k;

@@ -7,6 +7,7 @@
 #include <limits>
 #include <vector>
 
+#include "../common/accumulator.h"
 #include "../common/half.h"
 #include "../common/vec.h"
 #include "orthonormalise_cpu.h"
@@ -20,15 +21,6 @@ struct Given {
   int64_t rows, cols, row_stride, col_stride;
 
   Given tall() const { return rows >= cols ? *this : Given{data, cols, rows, col_stride, row_stride}; }
-};
-
-template <typename T>
-struct Working {
-  using type = float;
-};
-template <>
-struct Working<double> {
-  using type = double;
 };
 
 // Σ (factor·a)² over rows first … last − 1, in float64.
@@ -74,12 +66,12 @@ struct Copy {
   Given<T> a;
   int64_t first, last;
   double finest, factor;
-  typename Working<T>::type* out;
+  Accumulator<T>* out;
 };
 
 template <int Bytes, typename T>
 ARTENT_INLINE void copy_body(const Copy<T>& p) {
-  using R = typename Working<T>::type;
+  using R = Accumulator<T>;
   for (int64_t i = p.first; i < p.last; ++i) {
     const T* row = p.a.data + i * p.a.row_stride;
     R* out = p.out + i * p.a.cols;
@@ -148,7 +140,7 @@ int scaling(const Team& team, const Given<T>& a, double& squares) {
 }
 
 // Reads `given` once for its norm; a copy, where one is needed, is kept in `store`.
-template <typename T, typename R = typename Working<T>::type>
+template <typename T, typename R = Accumulator<T>>
 Source<R> prepare(const Team& team, const Given<T>& given, std::vector<R>& store) {
   // By the layout rather than by the shape: along the unit stride.
   const bool across = given.col_stride == 1 || given.row_stride != 1;

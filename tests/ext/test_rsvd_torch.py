@@ -5,6 +5,7 @@ import torch
 from rsvd_samples import matrix
 
 import artent_ext
+from artent_ext._rsvd_ops import fits_a_block
 
 ops = torch.ops.artent
 
@@ -111,3 +112,14 @@ def test_a_direct_call_is_checked_with_and_without_data(arguments, message):
     A, *rest, seed = arguments
     with pytest.raises(RuntimeError, match=message):
         ops.rsvd(A.to("meta"), *rest, seed.to("meta"))
+
+
+def test_the_cuda_route_asks_what_a_block_can_hold():
+    """All of the fused op's sizes within the 163 KiB of A100, the small ones within the 99 KiB of gaming cards."""
+    large, gaming = 163 * 1024, 99 * 1024
+    assert fits_a_block(512, 512, 64, torch.bfloat16, large)
+    assert fits_a_block(512, 512, 32, torch.float64, large)
+    assert not fits_a_block(512, 512, 33, torch.float64, large)
+    assert not fits_a_block(513, 20, 16, torch.float32, large)
+    assert fits_a_block(128, 128, 16, torch.float32, gaming)
+    assert not fits_a_block(512, 512, 64, torch.float32, gaming)
