@@ -99,14 +99,15 @@ def without_autocast(x: Tensor):
 def fits_a_block(m: int, n: int, q: int, dtype: torch.dtype, shared_bytes: int) -> bool:
     """Can one thread block with this much shared memory hold a matrix's sketch (csrc/rsvd/small.cuh)?
 
-    The panel of the tall side in rows of whole groups of eight columns and four to spare, with tiles of A beside it;
-    then the two triangles of the Jacobi SVD. 163 KiB are enough for all that the op takes; gaming cards have 99.
+    163 KiB, which A100 and H100 have, are enough for all that the op takes. Gaming cards have 99: there the panel of the
+    tall side, in rows of whole groups of eight columns and four to spare, has to fit beside two tiles of A, and so do
+    the two triangles of the Jacobi SVD.
     """
     dtype = accumulator_dtype(dtype)
     if max(m, n) > _FUSED_SIDE or q > _FUSED_WIDTH[dtype]:
         return False
     panel = max(m, n) * (-(-q // 8) * 8 + 4) * dtype.itemsize
-    return max(panel + 36 * 1024, 70 * 1024) <= max(shared_bytes, 0)
+    return shared_bytes >= 163 * 1024 or max(panel + 36 * 1024, 70 * 1024) <= shared_bytes
 
 
 def _rsvd_cuda(A, rank, oversample, power_iters, seed):
