@@ -99,9 +99,9 @@ def without_autocast(x: Tensor):
 def fits_a_block(m: int, n: int, q: int, dtype: torch.dtype, shared_bytes: int) -> bool:
     """Can one thread block with this much shared memory hold a matrix's sketch (csrc/rsvd/small.cuh)?
 
-    163 KiB, which A100 and H100 have, are enough for all that the op takes. Gaming cards have 99: there the panel of the
-    tall side, in rows of whole groups of eight columns and four to spare, has to fit beside two tiles of A, and so do
-    the two triangles of the Jacobi SVD.
+    163 KiB, which A100 and H100 have, are enough for all that the op takes. Gaming cards have 99: there the panel of
+    the tall side, in rows of whole groups of eight columns and four to spare, has to fit beside two tiles of A, and so
+    do the two triangles of the Jacobi SVD.
     """
     dtype = accumulator_dtype(dtype)
     if max(m, n) > _FUSED_SIDE or q > _FUSED_WIDTH[dtype]:
