@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from artent.updates import LoRAUpdate, MPSUpdate, check_matrix
+from artent_ext import Operator
 
 _ZERO_HINTS = {
     "": "the weight did not change, or it was compared with itself",
@@ -20,6 +21,11 @@ def operands_of(name: str, update) -> tuple[Tensor, ...]:
         return update.factors(torch.float64)
     if isinstance(update, LoRAUpdate):
         return update.factors()
+    if isinstance(update, Operator):
+        raise TypeError(
+            f"{name}: got an artent_ext.Operator, and the bonds off the row|column cut need more than its products with"
+            " columns: pass artent.LoRAUpdate(B, A) if it stands for factors, else the dense matrix"
+        )
     if not isinstance(update, Tensor):
         raise TypeError(
             f"{name}: expected a torch.Tensor, artent.LoRAUpdate or artent.MPSUpdate (or a list of them),"

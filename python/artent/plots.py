@@ -7,33 +7,43 @@ try:
 except ImportError as error:
     raise ImportError("figures need matplotlib: pip install artent[plots]") from error
 
+import torch
+
+from artent.entanglement import EntanglementProfile, printed
 from artent.entropy import nats_per_unit
-from artent.theory.lines import rank_bound
+from artent.theory import Null, rank_bound
 
 # Okabe and Ito's palette, told apart under every common colour blindness; black is kept for bounds.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
+_BAND = "certified bounds"
+_CUT = "row|column cut"
 _NAMED = {**{f"m{i}": colour for i, colour in enumerate(COLOURS)}, "ink": "black", "null": "0.5", "other": "#8F3FA8"}
 
 
 def profile(profile, ax=None, *, nulls=None, label=None):
     """Entropy against bond, with the rank bound, the row|column cut and the valley marked.
 
+    A randomized profile is drawn midway between its bounds, which are shaded; its valley is a number only where they
+    agree on its digits, else the interval that they leave.
+
     Args:
         profile: an ``EntanglementProfile``.
         ax: matplotlib axes; None for new ones.
-        nulls: {name: values} to draw beside it, each a sequence over bonds or an ``artent.theory.Null``.
+        nulls: {name: values} to draw beside it, each an ``artent.theory.Null``, another ``EntanglementProfile``, or a
+            tensor, array or sequence over bonds, in the unit of the profile.
         label: what the legend calls the profile.
 
-    Returns the axes.
+    Returns the axes. Raises ValueError for nulls that have not one value a bond.
     """
     ax = ax or plt.subplots(figsize=(6.4, 4.0), layout="constrained")[1]
     bonds, S = profile.bonds, profile.entropy.detach().cpu()
-    unit = {None: "nats", 2: "bits"}.get(profile.log_base, f"log base {profile.log_base}")
     symbol = "S" if profile.alpha == 1 else f"S, Rényi {profile.alpha:g}"
     ax.plot(bonds, S, color=COLOURS[0], marker="o", markersize=4, linewidth=2, zorder=3, label=label or "profile")
     if profile.method != "exact":
-        ax.fill_between(bonds, profile.lower.detach().cpu(), profile.upper.detach().cpu(), color=COLOURS[0], alpha=0.2)
+        name = None if _BAND in ax.get_legend_handles_labels()[1] else _BAND
+        low, high = profile.lower.detach().cpu(), profile.upper.detach().cpu()
+        ax.fill_between(bonds, low, high, color=COLOURS[0], alpha=0.2, linewidth=0, label=name)
     bound = rank_bound(profile.dims, profile.cut, profile.rank)
     ax.plot(
         bonds,
@@ -44,33 +54,63 @@ def profile(profile, ax=None, *, nulls=None, label=None):
         label="rank bound",
     )
     for colour, (name, null) in zip(COLOURS[1:] * (len(nulls or {}) + 1), (nulls or {}).items()):
-        mean = getattr(null, "mean", null)
-        ax.plot(bonds, mean, color=colour, linestyle="--", linewidth=1.2, zorder=4, label=name)  # seen over a match
-        if hasattr(null, "std"):
-            low, high = ([x + sign * d for x, d in zip(mean, null.std)] for sign in (-1, 1))
+        middle, low, high = _null(name, null, profile)
+        ax.plot(bonds, middle, color=colour, linestyle="--", linewidth=1.2, zorder=4, label=name)  # seen over a match
+        if low is not None:
             ax.fill_between(bonds, low, high, color=colour, alpha=0.15, linewidth=0)
+    ax.autoscale(axis="y")  # for what is drawn on axes that were fixed before
+    ax.set_ylim(bottom=0)
     if profile.cut in bonds:
         _mark_cut(ax, profile)
     m, n = profile.shape
     ax.set_title(f"{m}×{n}" + (f", rank {profile.rank}" if profile.rank else ""), loc="left")
-    ax.set(xlabel="bond", ylabel=f"{symbol} ({unit})")
-    ax.set_ylim(bottom=0)
+    ax.set(xlabel="bond", ylabel=f"{symbol} ({profile.unit})")
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     return ax
 
 
+def _null(name, null, profile):
+    """(middle, low, high) of a null over the bonds of the profile, in its unit; low and high are None without any."""
+    if isinstance(null, Null):
+        mean, std = torch.tensor(null.mean), torch.tensor(null.std)
+        lines = mean, mean - std, mean + std
+    elif isinstance(null, EntanglementProfile):
+        unit = nats_per_unit(null.log_base) / nats_per_unit(profile.log_base)
+        lines = [x * unit for x in (null.entropy, null.lower, null.upper)]
+        lines = lines if null.method != "exact" else (lines[0], None, None)
+    else:
+        lines = torch.as_tensor(null), None, None
+    if lines[0].shape != profile.entropy.shape:
+        raise ValueError(
+            f"nulls[{name!r}]: expected {len(profile.bonds)} values, one for each bond of the profile, got shape "
+            f"{tuple(lines[0].shape)} (another shape of the update, or other sites?)"
+        )
+    return [x if x is None else x.detach().cpu().double() for x in lines]
+
+
 def _mark_cut(ax, profile):
-    """A line at the row|column cut, and an arrow down the valley where there is one to see."""
-    cut, top, bottom = profile.cut, float(profile.max_entropy), float(profile.cut_entropy)
+    """A line at the row|column cut, and an arrow down the valley where there is certainly one to see."""
+    cut, top = profile.cut, float(profile.max_entropy)
+    foot = float(profile.cut_bounds[0])
+    low, high = (float(bound) for bound in profile.valley_bounds)
+    deep = foot < 0.2 * ax.get_ylim()[1]  # no room below it for words; at the head the valley is wide
     ax.axvline(cut, color="0.75", linewidth=0.8, zorder=0)
     small = {"textcoords": "offset points", "fontsize": "small", "color": "0.35"}
-    foot = ("data", "axes fraction")
-    ax.annotate("row|column cut", (cut, 0), xycoords=foot, xytext=(4, 4), ha="left", va="bottom", **small)
-    if top - bottom > 0.05 * top:
-        ax.annotate("", (cut, bottom), (cut, top), arrowprops={"arrowstyle": "<->", "color": "0.35", "shrinkA": 0})
-        ax.annotate(f"valley {top - bottom:.2f}", (cut, bottom), xytext=(0, -6), ha="center", va="top", **small)
+    if all(text.get_text() != _CUT for text in ax.texts):
+        at = {"xytext": (4, -4), "va": "top"} if deep else {"xytext": (4, 4), "va": "bottom"}
+        ax.annotate(_CUT, (cut, 1 if deep else 0), xycoords=("data", "axes fraction"), ha="left", **at, **small)
+    if high <= 0.05 * top:
+        return
+    valley = printed(low, high)
+    if "…" not in valley:
+        arrow = {"arrowstyle": "<->", "color": "0.35", "shrinkA": 0}
+        ax.annotate("", (cut, float(profile.cut_entropy)), (cut, top), arrowprops=arrow)
+    if deep:
+        ax.annotate(f"valley {valley}", (cut, top), xytext=(-4, 0), ha="right", va="bottom", **small)
+    else:
+        ax.annotate(f"valley {valley}", (cut, foot), xytext=(0, -6), ha="center", va="top", **small)
 
 
 def chart(spec, ax=None):

@@ -9,6 +9,8 @@ import pytest
 import torch
 from artent import theory
 
+import artent_ext
+
 
 def lora(m=12, n=20, r=3, dtype=torch.float64, requires_grad=False, seed=0):
     generator = torch.Generator().manual_seed(seed)
@@ -184,6 +186,8 @@ BAD = {
     "integers": (lambda: artent.entanglement_profile(torch.ones(2, 2).int()), TypeError, "update: .*int32"),
     "empty": (lambda: artent.entanglement_profile(torch.ones(0, 2)), ValueError, "update: has an empty dimension"),
     "a batch": (lambda: artent.entanglement_profile(torch.ones(2, 2, 2)), ValueError, "list of matrices"),
+    "an operator": (lambda: artent.entanglement_profile([artent_ext.Operator.from_factors(B, A)]), TypeError,
+                    r"update\[0\]: got an artent_ext.Operator.*LoRAUpdate\(B, A\).*dense matrix"),
     "a module": (lambda: artent.entanglement_profile(torch.nn.Linear(2, 2)), TypeError, "got Linear"),
     "sites": (lambda: artent.entanglement_profile(B, sites=((5,), (3,))), ValueError, "sites: row sites"),
     "method": (lambda: artent.entanglement_profile(B, method="svd"), ValueError, "'exact', 'randomized', got 'svd'"),
@@ -198,26 +202,6 @@ def test_bad_input_is_named(case):
     call, error, words = BAD[case]
     with pytest.raises(error, match=words):
         call()
-
-
-def test_plot_draws_the_profile_its_bound_and_its_nulls():
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    update = artent.LoRAUpdate(*lora(64, 64, 2))
-    profile = artent.entanglement_profile(update, log_base=2)
-    ax = profile.plot(nulls={"Haar": theory.haar_null(update, draws=2, log_base=2)})
-    labels = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert labels == ["profile", "rank bound", "Haar"]
-    assert ax.lines[0].get_ydata().tolist() == profile.entropy.tolist()
-    bound = [nats / log(2) for nats in theory.rank_bound(profile.dims, profile.cut, 2)]
-    assert ax.lines[1].get_ydata().tolist() == pytest.approx(bound)
-    assert "bits" in ax.get_ylabel()
-    assert profile.plot(ax=ax) is ax
-    artent.entanglement_profile(torch.ones(1, 7)).plot()  # no bonds: an empty figure, not an error
-    pyplot.close("all")
 
 
 def test_autocast_does_not_reach_a_profile():
