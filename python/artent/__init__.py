@@ -12,7 +12,7 @@ from artent_ext._version import __version__
 _registration.install()
 
 _EXPORTS = {
-    "EntanglementProfile": "artent.profile",
+    "EntanglementProfile": "artent.entanglement",
     "EntanglementRecorder": "artent.training",
     "LoRAUpdate": "artent.updates",
     "MPSUpdate": "artent.updates",
@@ -25,6 +25,7 @@ _EXPORTS = {
 _MODULES = (
     "attention",
     "checkpoints",
+    "entanglement",
     "entropy",
     "plots",
     "profile",
