@@ -66,12 +66,13 @@ ARTENT_INLINE void gram_body(const Gram<R>& p) {
 ARTENT_ISA_DISPATCH(gram, Gram<float>, gram_body)
 ARTENT_ISA_DISPATCH(gram, Gram<double>, gram_body)
 
-// In place: upper(G) becomes R = chol(D⁻¹GD⁻¹)·D with raised pivots, or zero rows where `drop` says that a pivot which
-// would have to be raised is rounding. Columns of zero norm get a zero row too.
+// In place: upper(G) becomes R = chol(D⁻¹GD⁻¹)·D. A pivot that has to be raised is alone in its row, and not there at
+// all where `drop` says that it is rounding. Columns not longer than `shortest` get a zero row too.
 struct Cholesky {
   double* g;  // q×ld
   int64_t q, ld;
   bool drop;
+  double shortest;
   double *scale, *inverse;  // (ld), overwritten: the columns' norms and their inverses
   double* pivot;            // (1), out: the smallest pivot; 0 if a row is zero
 };
@@ -83,7 +84,7 @@ ARTENT_INLINE void cholesky_body(const Cholesky& p) {
   double smallest = 1;
   for (int64_t j = 0; j < p.ld; ++j) {
     const double norm2 = j < p.q ? p.g[j * p.ld + j] : 0;
-    p.scale[j] = norm2 > 0 ? std::sqrt(norm2) : 0;
+    p.scale[j] = norm2 > p.shortest * p.shortest ? std::sqrt(norm2) : 0;
     p.inverse[j] = p.scale[j] > 0 ? 1 / p.scale[j] : 0;
   }
   for (int64_t i = 0; i < p.q; ++i) {
@@ -97,12 +98,13 @@ ARTENT_INLINE void cholesky_body(const Cholesky& p) {
       for (int64_t j = start; j < p.ld; j += S::lanes)
         S::store(row + j, S::load(row + j) - factor * S::load(above + j));
     }
-    const bool dropped = p.scale[i] == 0 || (p.drop && row[i] <= kPivotFloor);
-    const double pivot = row[i] > kPivotFloor ? row[i] : kPivotFloor;
+    const bool raised = !(row[i] > kPivotFloor), dropped = p.scale[i] == 0 || (p.drop && raised);
+    const double pivot = raised ? kPivotFloor : row[i];
     smallest = dropped ? 0 : pivot < smallest ? pivot : smallest;
     row[i] = pivot;
     const auto normalise = S::splat(dropped ? 0 : 1 / std::sqrt(pivot));
     for (int64_t j = start; j < p.ld; j += S::lanes) S::store(row + j, S::load(row + j) * normalise);
+    for (int64_t j = i + 1; raised && j < p.ld; ++j) row[j] = 0;
   }
   for (int64_t i = 0; i < p.q; ++i) {
     double* row = p.g + i * p.ld;

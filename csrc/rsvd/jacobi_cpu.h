@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <utility>
 
 #include "../common/vec.h"
@@ -51,7 +52,8 @@ ARTENT_INLINE void jacobi_angles(int64_t pairs, double* __restrict gamma, double
     const double shorter = a < b ? a : b;
     const double turn = g * g > kJacobiTolerance * kJacobiTolerance * a * b && shorter > kLost * kLost ? 1.0 : 0.0;
     const double zeta = (b - a) / (2 * g + (1 - turn));  // no pair without a turn divides by zero
-    const double tangent = turn * std::copysign(1 / (std::abs(zeta) + std::sqrt(1 + zeta * zeta)), zeta);
+    const double root = std::copysign(1 / (std::abs(zeta) + std::sqrt(1 + zeta * zeta)), zeta);
+    const double tangent = turn > 0 ? root : 0;
     const double c = 1 / std::sqrt(1 + tangent * tangent);
     cosine[t] = c;
     sine[t] = tangent * c;
@@ -80,8 +82,8 @@ ARTENT_INLINE double jacobi_sweep(const Jacobi& p, double* norm2) {
     }
     jacobi_angles(pairs, gamma, cosine, sine);
     for (int64_t t = 0; t < pairs; ++t) {
-      if (sine[t] == 0) continue;
       const int64_t i = std::min(p.players[t], p.players[n - 1 - t]), j = std::max(p.players[t], p.players[n - 1 - t]);
+      if (sine[t] == 0 || j >= p.q) continue;  // nothing to turn, or nobody to turn with
       rotate<Bytes>(p.w + i * p.ld, p.w + j * p.ld, cosine[t], sine[t], p.ld);
       rotate<Bytes>(p.x + i * p.ld, p.x + j * p.ld, cosine[t], sine[t], p.ld);
       // The update cancels where one column was nearly a multiple of the other.
@@ -124,7 +126,16 @@ ARTENT_INLINE void complete_basis(const Jacobi& p, int64_t rank) {
 template <int Bytes>
 ARTENT_INLINE void jacobi_body(const Jacobi& p) {
   double peak = 0;
-  for (int64_t i = 0; i < p.q * p.ld; ++i) peak = std::max(peak, std::abs(p.w[i]));
+  bool finite = true;
+  for (int64_t i = 0; i < p.q * p.ld; ++i) {
+    peak = std::max(peak, std::abs(p.w[i]));
+    finite = finite && std::abs(p.w[i]) <= std::numeric_limits<double>::max();
+  }
+  if (!finite) {
+    for (int64_t i = 0; i < p.q * p.ld; ++i) p.w[i] = p.x[i] = std::nan("");
+    for (int64_t i = 0; i < p.q; ++i) p.sigma[i] = std::nan("");
+    return;
+  }
   const double scale = peak > 0 ? peak : 1, inverse = 1 / scale;
   for (int64_t i = 0; i < p.q * p.ld; ++i) p.w[i] *= inverse, p.x[i] = 0;
   for (int64_t i = 0; i < p.q; ++i) p.x[i * p.ld + i] = 1;

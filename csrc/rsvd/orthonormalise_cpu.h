@@ -82,17 +82,27 @@ void gram_matrix(const Team& team, const R* y, int64_t m, QrWorkspace<R>& w) {
     for (int64_t i = 0; i < size; ++i) w.round[i] += w.partial[t * size + i];
 }
 
-// Y ← Y R⁻¹ in place for the triangle in w.round: through the inverse where it is harmless (a plain product, twice as
-// fast), by substitution otherwise.
+// w.factor = R⁻¹ of the triangle in w.round, if it may be used: R̂⁻¹ = D R⁻¹ has no large element.
 template <typename R>
-void divide_by_triangle(const Team& team, R* y, int64_t m, double pivot, QrWorkspace<R>& w) {
-  const bool by_inverse = pivot >= kPivotHarmless;
-  if (by_inverse) {
-    inverse(Inverse<R>{w.round.data(), w.q, w.ld, w.triangle.data(), w.factor.data()});
-  } else {
-    for (int64_t i = 0; i < w.q; ++i)
-      for (int64_t j = 0; j < w.ld; ++j) w.factor[i * w.ld + j] = j >= i && j < w.q ? R(w.round[i * w.ld + j]) : R(0);
+bool invert(double pivot, QrWorkspace<R>& w) {
+  if (!(pivot >= kPivotHarmless)) return false;
+  inverse(Inverse<R>{w.round.data(), w.q, w.ld, w.triangle.data(), w.factor.data()});
+  double growth = 0;
+  for (int64_t i = 0; i < w.q; ++i) {
+    double largest = 0;
+    for (int64_t j = i; j < w.q; ++j) largest = std::max(largest, std::abs(w.triangle[i * w.ld + j]));
+    growth = std::max(growth, largest * w.scale[i]);
   }
+  return growth <= kGrowthHarmless;
+}
+
+// Y ← Y R⁻¹ in place for the triangle in w.round: through the inverse where it is harmless (a plain product, twice as
+// fast), by substitution otherwise. Returns which.
+template <typename R>
+bool divide_by_triangle(const Team& team, R* y, int64_t m, double pivot, QrWorkspace<R>& w) {
+  const bool by_inverse = invert(pivot, w);
+  for (int64_t i = 0; i < w.q && !by_inverse; ++i)
+    for (int64_t j = 0; j < w.ld; ++j) w.factor[i * w.ld + j] = j >= i && j < w.q ? R(w.round[i * w.ld + j]) : R(0);
   const int64_t tasks = divide_up(m, kTaskRows);
   w.rows.resize((team.all_threads ? tasks : 1) * kSolveRows * w.ld);
   team(tasks, [&](int64_t t) {
@@ -105,6 +115,7 @@ void divide_by_triangle(const Team& team, R* y, int64_t m, double pivot, QrWorks
       product(Product<R>{rows, w.ld, 1, w.q, w.factor.data(), y + row * w.ld, w.ld, 0, count});
     }
   });
+  return by_inverse;
 }
 
 // Normals in place of the columns of Y (m×ld) that have a zero on the diagonal of R.
@@ -139,8 +150,9 @@ void orthonormalise(const Team& team, R* y, int64_t m, int rounds, uint64_t seed
   for (int round = 0; round < (rounds > 0 ? rounds : kMaxRounds); ++round) {
     gram_matrix(team, y, m, w);
     double pivot = 0;
-    cholesky(Cholesky{w.round.data(), w.q, w.ld, round >= give_up<R>, w.scale.data(), w.inverse.data(), &pivot});
-    divide_by_triangle(team, y, m, pivot, w);
+    cholesky(Cholesky{w.round.data(), w.q, w.ld, round >= give_up<R>, shortest_column<R>, w.scale.data(),
+                      w.inverse.data(), &pivot});
+    const bool harmless = divide_by_triangle(team, y, m, pivot, w);
     const bool filled = pivot == 0 && fill_zero_columns(y, m, w, seed, round);
     if (total != nullptr) {
       if (round == 0) {
@@ -149,7 +161,7 @@ void orthonormalise(const Team& team, R* y, int64_t m, int rounds, uint64_t seed
         accumulate_triangle(w.round.data(), total, w.q, w.ld);
       }
     }
-    if (rounds == 0 && pivot >= pivot_enough<R> && !filled) break;
+    if (rounds == 0 && harmless && pivot >= pivot_enough<R> && !filled) break;
   }
 }
 

@@ -1,8 +1,9 @@
 // C = A·X for a narrow X, the product that a randomized SVD spends its time in; A in any strided layout.
 //
 // A's elements are broadcast against registers of X's columns, so neither A nor X is packed and the same loop serves
-// A·X and Aᵀ·Y (strides exchanged). Every element of C is one chain of multiply-adds in the order of the depth,
-// whatever rows a task takes: results do not depend on how the work is shared out.
+// A·X and Aᵀ·Y (strides exchanged). Every element of C is a sum of chains of multiply-adds, one a block of the depth,
+// in its order (a single chain would round constant data the same way at every step). Whatever rows a task takes, the
+// operations are the same: results do not depend on how the work is shared out.
 #pragma once
 
 #include <algorithm>
@@ -43,7 +44,7 @@ ARTENT_INLINE void product_block(const Product<R>& p, int64_t row, int64_t begin
   V acc[kRows][kVectors];
   R* const c = p.c + row * p.ld + column;
   for (int r = 0; r < kRows; ++r)
-    for (int v = 0; v < kVectors; ++v) acc[r][v] = begin == 0 ? V{} : S::load(c + r * p.ld + v * S::lanes);
+    for (int v = 0; v < kVectors; ++v) acc[r][v] = V{};
   const R* a = p.a + row * p.row_stride + begin * p.depth_stride;
   const R* x = p.x + begin * p.ld + column;
   for (int64_t k = begin; k < end; ++k, a += p.depth_stride, x += p.ld) {
@@ -55,7 +56,10 @@ ARTENT_INLINE void product_block(const Product<R>& p, int64_t row, int64_t begin
     }
   }
   for (int r = 0; r < kRows; ++r)
-    for (int v = 0; v < kVectors; ++v) S::store(c + r * p.ld + v * S::lanes, acc[r][v]);
+    for (int v = 0; v < kVectors; ++v) {
+      R* const at = c + r * p.ld + v * S::lanes;
+      S::store(at, begin == 0 ? acc[r][v] : S::load(at) + acc[r][v]);
+    }
 }
 
 template <int Bytes, int kVectors, typename R>

@@ -126,9 +126,9 @@ int scaling(const Team& team, const Given<T>& a, double& squares) {
   constexpr int limit = is_double ? 400 : 90;
   int exponent = 0;
   if (is_double && !(squares > 1e-250 && squares < 1e250)) {  // squares may have overflowed or vanished
-    for (const int trial : {600, -600}) {
+    for (const int trial : {600, -600, -1000}) {
       const double scaled = norm2(team, a, std::ldexp(1.0, -trial));
-      if (scaled > 1e-250 && scaled < 1e300) exponent = trial + std::ilogb(scaled) / 2;
+      if (exponent == 0 && scaled > 1e-250 && scaled < 1e300) exponent = trial + std::ilogb(scaled) / 2;
     }
     if (exponent == 0 && squares != 0) squares = std::nan("");
     return exponent;
