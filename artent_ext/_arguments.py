@@ -1,4 +1,5 @@
-"""What the attention ops share: one check of the arguments, masks unwrapped to what the kernels read.
+"""What the attention ops share: one check of the arguments, masks unwrapped to what the kernels read. And for all ops:
+the dtypes taken, and the derivatives that they refuse.
 
 Everything people can get wrong is told here, once, before native code runs (docs/math.md §4 for the meanings).
 """
@@ -10,6 +11,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
+from torch.autograd import forward_ad
 from torch.nn.attention.bias import CausalBias, CausalVariant
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -31,12 +34,33 @@ def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def refuse_transforms(name: str, *tensors: Tensor | None) -> None:
+    """NotImplementedError where a derivative is asked for that the op would answer with zeros, or obscurely."""
+    if forward_ad._current_level < 0 and _functorch.maybe_current_level() is None:
+        return
+    for x in tensors:
+        while x is not None:
+            plain = forward_ad._current_level >= 0 and not _functorch.is_batchedtensor(x)
+            if plain and forward_ad.unpack_dual(x).tangent is not None:
+                raise NotImplementedError(
+                    f"{name} has no forward-mode derivative (jvp); use reverse mode (torch.autograd, backward)"
+                )
+            if _functorch.is_gradtrackingtensor(x) and x.requires_grad:
+                raise NotImplementedError(
+                    f"{name} has no torch.func derivative (grad, vjp, jacrev); use torch.autograd (grad, backward)"
+                )
+            # vmap in jvp: the tangent belongs to the tensor that vmap has wrapped.
+            x = _functorch.get_unwrapped(x) if _functorch.is_functorch_wrapped_tensor(x) else None
+
+
 def attention_arguments(query, key, attn_mask, is_causal, scale, enable_gqa, key_range) -> AttentionArguments:
     """Checks what the caller gave and brings it to the native ops' form.
 
     Raises TypeError and ValueError as :func:`artent_ext.attention_stats` says.
     """
-    query, key = _autocast(_floating(query, "query")), _autocast(_floating(key, "key"))
+    query, key = _floating(query, "query"), _floating(key, "key")
+    refuse_transforms("attention_stats", query, key, attn_mask if type(attn_mask) is Tensor else None)
+    query, key = _autocast(query), _autocast(key)
     _check_pair(query, key, enable_gqa)
     if scale is None:
         scale = 1.0 / math.sqrt(query.shape[-1])

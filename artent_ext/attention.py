@@ -41,7 +41,8 @@ def attention_stats(
     """Log-sum-exp, Shannon entropy and purity of every attention row, in one pass over the keys.
 
     Arguments mean what they mean in :func:`torch.nn.functional.scaled_dot_product_attention`; any strides; float16,
-    bfloat16, float32, float64. Memory is O(T_q) whatever T_k. Differentiable (once) in ``query`` and ``key``.
+    bfloat16, float32, float64. Memory is O(T_q) whatever T_k. Differentiable (once) in ``query`` and ``key`` by
+    torch.autograd (reverse mode), not by torch.func.
 
     Args:
         query: (..., H, T_q, D).
@@ -60,6 +61,7 @@ def attention_stats(
     Raises:
         TypeError: an argument is no tensor, has an unsupported dtype, or query and key differ in dtype.
         ValueError: shapes, devices or masks do not fit together; the message names the argument.
+        NotImplementedError: a forward-mode or torch.func derivative is asked for.
 
     Source: docs/math.md §4 (recurrence, gradients, empty rows).
     """

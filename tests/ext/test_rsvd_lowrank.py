@@ -120,8 +120,12 @@ def test_errors_of_its_own():
         svd_lowrank([[1.0]])
     with pytest.raises(TypeError, match=r"M must be a torch\.Tensor, got float"):
         svd_lowrank(torch.ones(4, 3), M=1.0)
-    with pytest.raises(ValueError, match="NaN or Inf in matrix 1"):
+    with pytest.raises(
+        ValueError, match=r"NaN or Inf in matrix 1 .*artent_ext\.rsvd\(.*check_finite=False\) gives NaN"
+    ):
         svd_lowrank(torch.stack([torch.ones(20, 30), torch.full((20, 30), torch.nan)]))
+    with pytest.raises(TypeError, match="niter must be an integer, got float"):
+        svd_lowrank(torch.ones(4, 3), niter=1.5)
 
 
 @pytest.mark.parametrize("niter", [None, -1, 0, 2])

@@ -69,14 +69,11 @@ def test_a_cap_that_is_not_enough_is_told_by_the_residual():
     assert result.residual > 1e-6 * A.double().square().sum()
 
 
-@pytest.mark.parametrize("tol", [0, 0.0, 1, 1.0, 5.0])
+@pytest.mark.parametrize("tol", [0, 0.0, 1 - 2**-53])
 def test_the_ends_of_the_scale(tol):
     A = torch.stack([matrix(0.9 ** torch.arange(8.0), 10, 8), torch.zeros(10, 8, dtype=torch.float64)])
     result = artent_ext.rsvd(A, tol=tol)
-    assert result.ranks.tolist() == ([8, 0] if tol == 0 else [0, 0])
-    if tol >= 1:
-        torch.testing.assert_close(result.residual, A.square().sum((-2, -1)))
-        assert not result.U.any()
+    assert result.ranks.tolist() == ([8, 0] if tol == 0 else [1, 0])
 
 
 def test_nan_stays_with_its_matrix():

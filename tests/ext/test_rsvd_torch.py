@@ -1,4 +1,4 @@
-"""rsvd as a citizen of PyTorch: opcheck, torch.compile, autocast, fake and meta tensors."""
+"""rsvd as a citizen of PyTorch: opcheck, torch.compile, autocast, fake and meta tensors, torch.func."""
 
 import pytest
 import torch
@@ -74,6 +74,15 @@ def test_compiles_with_the_default_backend():
     torch.testing.assert_close(compiled(A), artent_ext.rsvd(A.sin(), 4, tol=0.1).S.exp())
 
 
+def test_an_operator_made_and_decomposed_in_a_compiled_function():
+    def function(A):
+        return artent_ext.rsvd(artent_ext.Operator.from_factors(A, A.mT), 3, tol=0.3).residual
+
+    A = torch.randn(20, 9)
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="eager")
+    torch.testing.assert_close(compiled(A), function(A))
+
+
 def test_autocast_leaves_it_alone():
     A = matrix(0.5 ** torch.arange(20.0), 30, 20).float().requires_grad_()
     plain = artent_ext.rsvd(A, 4)
@@ -95,6 +104,63 @@ def test_fake_and_meta_tensors_get_shapes():
     with torch._subclasses.FakeTensorMode():
         fake = artent_ext.rsvd(torch.randn(4, 60, 50, dtype=torch.bfloat16), 3)
     assert (fake.Vh.shape, fake.Vh.dtype, fake.residual.dtype) == ((4, 3, 50), torch.float32, torch.float64)
+
+
+# function of a 6×5 tensor, which op refuses
+DERIVATIVES = {
+    "rsvd": (lambda A: artent_ext.rsvd(A, 2).S, "rsvd"),
+    "svd_lowrank": (lambda A: artent_ext.svd_lowrank(A, 2)[1], "svd_lowrank"),
+    "svd_lowrank, its M": (lambda M: artent_ext.svd_lowrank(torch.ones(6, 5), 2, M=M)[1], "svd_lowrank"),
+    "attention_stats": (lambda A: artent_ext.attention_stats(A, torch.ones(7, 5)).purity, "attention_stats"),
+    "attention_entropy, keys": (lambda A: artent_ext.attention_entropy(torch.ones(7, 5), A), "attention_stats"),
+    "attention_entropy, mask": (
+        lambda A: artent_ext.attention_entropy(torch.ones(6, 3), torch.ones(5, 3), attn_mask=A),
+        "attention_stats",
+    ),
+}
+
+
+@pytest.mark.parametrize(("function", "name"), DERIVATIVES.values(), ids=DERIVATIVES)
+def test_derivatives_other_than_autograds_are_refused_and_not_zero(function, name):
+    A, message = torch.randn(6, 5), f"{name} has no forward-mode derivative"
+    forward_ad, func = torch.autograd.forward_ad, torch.func
+    for transform in (
+        lambda: func.jvp(function, (A,), (A,)),
+        lambda: func.jacfwd(function)(A),
+        lambda: func.jvp(func.vmap(function), (A[None],), (A[None],)),
+        lambda: torch.compile(lambda A: func.jvp(function, (A,), (A,)), backend="eager")(A),
+    ):
+        with pytest.raises(NotImplementedError, match=message):
+            transform()
+    with forward_ad.dual_level():
+        with pytest.raises(NotImplementedError, match=message):
+            function(forward_ad.make_dual(A, A))
+        expected = function(A)  # no tangent, nothing to refuse
+    scaled = func.jvp(lambda s: function(A) * s, (torch.tensor(3.0),), (torch.tensor(2.0),))
+    torch.testing.assert_close(scaled, (3 * expected, 2 * expected))
+    for transform in (func.grad(lambda A: function(A).sum()), func.jacrev(function)):
+        with pytest.raises(NotImplementedError, match=f"{name} has no torch.func derivative"):
+            transform(A)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_vmap_is_a_loop():
+    A = torch.stack([matrix(d ** torch.arange(40.0), 45, 40) for d in (0.5, 0.95, 0.3)])
+    B = torch.randn(3, 20, 2)
+    functions = {
+        "rank": (lambda A: artent_ext.rsvd(A, 3), A),
+        "tol": (lambda A: artent_ext.rsvd(A, tol=0.05).S, A[:, :30, :30]),
+        "svd_lowrank": (lambda A: artent_ext.svd_lowrank(A, 3, M=A.mean(0)), A),
+        "operator": (lambda B: artent_ext.rsvd(artent_ext.Operator.from_factors(B, B.mT), 3).S, B),
+    }
+    for function, x in functions.values():
+        ours, truth = torch.vmap(function)(x), [function(each) for each in x]
+        if isinstance(ours, torch.Tensor):
+            ours, truth = (ours,), [(each,) for each in truth]
+        for result, each in zip(ours, zip(*truth, strict=True), strict=True):
+            torch.testing.assert_close(result, torch.stack(each))
+    bad = A.index_fill(0, torch.tensor(1), float("nan"))
+    assert torch.vmap(lambda A: artent_ext.rsvd(A, 3).S)(bad).isnan().all(1).tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize(
