@@ -62,8 +62,11 @@ struct Factor {
   Span norms;  // (q), D
   int q;
   bool drop;  // a pivot that would have to be raised is rounding: its row of R is zero, its column will be filled
+  double shortest;
 
   __device__ bool dropped(int j) const { return norms.load(j) == 0 || (drop && g.load(packed(j, j)) <= kPivotFloor); }
+  // Its row of R is the pivot alone, and it eliminates nothing.
+  __device__ bool raised(int j) const { return !(g.load(packed(j, j)) > kPivotFloor); }
   __device__ double pivot(int j) const {
     const double d = g.load(packed(j, j));
     return d > kPivotFloor ? d : kPivotFloor;
@@ -72,14 +75,14 @@ struct Factor {
   __device__ double r(int i, int j) const {
     if (dropped(i)) return 0;
     const double root = sqrt(pivot(i));
-    return (i == j ? root : g.load(packed(j, i)) / root) * norms.load(j);
+    return (i == j ? root : raised(i) ? 0 : g.load(packed(j, i)) / root) * norms.load(j);
   }
 
   // Ends with a barrier. Returns the smallest pivot, 0 if a row was dropped; the same in every thread.
   __device__ double factorise() const {
     for (int j = int(threadIdx.x); j < q; j += int(blockDim.x)) {
       const double norm2 = g.load(packed(j, j));
-      norms.store(j, norm2 > 0 ? sqrt(norm2) : norm2 != norm2 ? norm2 : 0);
+      norms.store(j, norm2 > shortest * shortest ? sqrt(norm2) : norm2 != norm2 ? norm2 : 0);
     }
     __syncthreads();
     for (int i = warp_id(); i < q; i += warp_count()) {
@@ -97,7 +100,8 @@ struct Factor {
       } else {
         const double d = pivot(j), inverse = 1 / d;
         smallest = d < smallest ? d : smallest;
-        for (int i = j + 1 + warp_id(); i < q; i += warp_count()) {
+        const int below = raised(j) ? q : j + 1;
+        for (int i = below + warp_id(); i < q; i += warp_count()) {
           const double factor = g.load(packed(i, j)) * inverse;
           for (int k = j + 1 + lane_id(); k <= i; k += kWarpLanes)
             g.store(packed(i, k), g.load(packed(i, k)) - factor * g.load(packed(k, j)));
@@ -192,7 +196,7 @@ __device__ double orthonormalise_panel(const Panel<Real>& y, int rows, int q, ui
   const auto gram = arena.span<double>(packed(q));
   const auto triangle = arena.span<Real>(triangle_size(q));
   gram_panel(y, rows, q, gram);
-  const Factor<simt::SharedSpan<double>> factor{gram, norms, q, round >= give_up<Real>};
+  const Factor<simt::SharedSpan<double>> factor{gram, norms, q, round >= give_up<Real>, shortest_column<Real>};
   const double smallest = factor.factorise();
   factor.write_triangle(triangle);
   if (keep_r) factor.accumulate(total, spare, round == 0);

@@ -123,7 +123,7 @@ __device__ void factorise_gram(const QrParams& p, int64_t b, const Factor<Span>&
   factor.accumulate(simt::GlobalSpan<double>(p.r + b * square, square),
                     simt::GlobalSpan<double>(p.spare + b * square, square), p.round == 0);
   if (!p.until_orthonormal || threadIdx.x != 0) return;
-  if (smallest >= pivot_enough<Real>)
+  if (smallest >= pivot_enough_alone<Real>)
     simt::global_store(p.finished + b, int32_t(p.round));
   else if (p.round == 0)
     simt::global_store(p.finished + b, INT32_MAX);
@@ -146,10 +146,11 @@ __global__ void __launch_bounds__(kPartThreads) rsvd_factor_kernel(const QrParam
   if (p.gram == nullptr) {
     simt::SharedArena arena;
     const auto g = arena.span<double>(packed(p.q)), norms = arena.span<double>(p.q);
-    factorise_gram<Real>(p, b, Factor<simt::SharedSpan<double>>{g, norms, p.q, drop});
+    factorise_gram<Real>(p, b, Factor<simt::SharedSpan<double>>{g, norms, p.q, drop, shortest_column<Real>});
   } else {
     const simt::GlobalSpan<double> g(p.gram + b * (packed(p.q) + p.q), packed(p.q) + p.q);
-    factorise_gram<Real>(p, b, Factor<simt::GlobalSpan<double>>{g, g.from(packed(p.q)), p.q, drop});
+    factorise_gram<Real>(p, b,
+                         Factor<simt::GlobalSpan<double>>{g, g.from(packed(p.q)), p.q, drop, shortest_column<Real>});
   }
 }
 

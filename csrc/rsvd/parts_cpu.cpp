@@ -1,7 +1,9 @@
 // The parts of a randomized SVD as ops of their own, on the CPU: for operators, whose products are Python's.
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <exception>
 #include <tuple>
 
@@ -47,6 +49,15 @@ Tensor rsvd_sketch(Tensor seed, int64_t rows, int64_t cols, ScalarType dtype) {
   return out;
 }
 
+// The exponent by which columns are divided before their squares are summed: 0 unless these leave float64's range.
+template <typename R>
+int out_of_range(const std::vector<R>& y) {
+  double peak = 0;
+  for (const R x : y) peak = std::max(peak, std::abs(double(x)));
+  const int exponent = peak > 0 && std::isfinite(peak) ? std::ilogb(peak) : 0;
+  return std::abs(exponent) > 400 ? exponent : 0;
+}
+
 std::tuple<Tensor, Tensor> rsvd_orthonormalise(Tensor Y, int64_t rounds, Tensor seed) {
   check_batch(Y, "Y");
   const int64_t batch = Y.size(0), m = Y.size(1), q = Y.size(2);
@@ -66,15 +77,37 @@ std::tuple<Tensor, Tensor> rsvd_orthonormalise(Tensor Y, int64_t rounds, Tensor 
       std::vector<double> total(q * w.ld);
       const R* in = static_cast<const R*>(given.const_data_ptr()) + b * m * q;
       for (int64_t i = 0; i < m; ++i) std::copy_n(in + i * q, q, y.data() + i * w.ld);
+      const int exponent = out_of_range(y);
+      for (R& x : y) x = std::ldexp(x, -exponent);
       orthonormalise(team, y.data(), m, int(rounds), uint64_t(keys[seed.size(0) == 1 ? 0 : b]), w, total.data());
       R* out = static_cast<R*>(Q.mutable_data_ptr()) + b * m * q;
       double* triangle = static_cast<double*>(factor.mutable_data_ptr()) + b * q * q;
       for (int64_t i = 0; i < m; ++i) std::copy_n(y.data() + i * w.ld, q, out + i * q);
       for (int64_t i = 0; i < q; ++i)
-        for (int64_t j = 0; j < q; ++j) triangle[i * q + j] = j < i ? 0 : total[i * w.ld + j];
+        for (int64_t j = 0; j < q; ++j) triangle[i * q + j] = j < i ? 0 : std::ldexp(total[i * w.ld + j], exponent);
     });
   });
   return {Q, factor};
+}
+
+// LAPACK refuses a batch for one matrix with NaN or Inf: it gets zeros in its place, and NaN in its result.
+std::tuple<Tensor, Tensor, Tensor> wide_svd(const Tensor& factor) {
+  const int64_t batch = factor.size(0), q = factor.size(1);
+  const Tensor checked = torch::stable::clone(factor);
+  std::vector<bool> bad(batch);
+  for (int64_t b = 0; b < batch; ++b) {
+    double* const begin = data_of<double>(checked) + b * q * q;
+    bad[b] = !std::all_of(begin, begin + q * q, [](double x) { return std::isfinite(x); });
+    if (bad[b]) std::fill_n(begin, q * q, 0.0);
+  }
+  const LibrarySvd svd(checked);
+  const Tensor V = torch::stable::contiguous(torch::stable::transpose(svd.vh, 1, 2));
+  for (int64_t b = 0; b < batch; ++b) {
+    if (!bad[b]) continue;
+    for (const Tensor* t : {&svd.u, &V}) std::fill_n(data_of<double>(*t) + b * q * q, q * q, std::nan(""));
+    std::fill_n(data_of<double>(svd.s) + b * q, q, std::nan(""));
+  }
+  return {svd.u, svd.s, V};
 }
 
 std::tuple<Tensor, Tensor, Tensor> rsvd_jacobi(Tensor factor) {
@@ -86,10 +119,7 @@ std::tuple<Tensor, Tensor, Tensor> rsvd_jacobi(Tensor factor) {
   Tensor V = new_tensor<3>(factor, {batch, q, q}, ScalarType::Double);
   const Tensor given = torch::stable::contiguous(factor);
   if (q == 0) return {U, S, V};
-  if (q > kJacobiWidest && batch > 0) {
-    const LibrarySvd svd(given);
-    return {svd.u, svd.s, torch::stable::contiguous(torch::stable::transpose(svd.vh, 1, 2))};
-  }
+  if (q > kJacobiWidest && batch > 0) return wide_svd(given);
   for_each_matrix(batch, "rsvd_jacobi", [&](const Team&, int64_t b) {
     const int64_t ld = padded<double>(q);
     std::vector<double> w(q * ld), x(q * ld), scratch(4 * (q + 2));

@@ -164,7 +164,7 @@ __device__ double find_range(const Problem<Element>& problem, const PowerOfTwo<R
     for (int round = 0; round < (step < last ? 1 : kMaxRounds); ++round) {
       const double pivot = orthonormalise_panel(panel, problem.height(side), n.q, problem.seed(), round, arena,
                                                 spans.dots, step > last, problem.triangle(0), problem.triangle(1));
-      if (pivot >= pivot_enough<Real>) break;
+      if (pivot >= pivot_enough_alone<Real>) break;
     }
     if (step < last) continue;
     write_panel(panel, problem.height(side), n.q, problem.basis(side), n.q, 1);
