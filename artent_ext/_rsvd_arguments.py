@@ -136,7 +136,7 @@ def _first(bad, batch):
 
 
 def raise_where_not_finite(x, batch, instead="check_finite=False"):
-    bad = ~x.isfinite().all(-1)
+    bad = x.isnan().any(-1)
     if not bool(bad.any()):
         return
     _, where = _first(bad, batch)

@@ -57,7 +57,7 @@ def gradient(A, U, S, Vh, grad_U, grad_S, grad_Vh, grad_residual):
         b = torch.zeros_like(V) if grad_Vh is None else grad_Vh.mT
         inside_a, inside_b = U.mT @ a, V.mT @ b
         floor = _floor(S)[..., None]
-        size = (a.square().sum(-2) + b.square().sum(-2)).sqrt()
+        size = (a.double().square().sum(-2) + b.double().square().sum(-2)).sqrt().to(S.dtype)  # squares overflow
         known = _ROUNDING * torch.finfo(S.dtype).eps * (size[..., None, :] + size[..., :, None])
         difference, total = S[..., None, :] - S[..., :, None], S[..., None, :] + S[..., :, None]
         inner = inner + _mixing(inside_a + inside_b, known) * _reciprocal(difference, floor)

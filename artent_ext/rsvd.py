@@ -190,7 +190,7 @@ def _grow(run, full, tol, oversample, power_iters, seed, size, device):
         parts = pad(U, (0, missing)), pad(S, (0, missing)), pad(Vh, (0, 0, 0, missing)), residual
         with torch.no_grad():
             total = residual + S.double().square().sum(-1)
-            met = (residual <= tol**2 * total) | ~total.isfinite()
+            met = (residual <= tol**2 * total) & _in_range(total, S) | total.isnan()
         if width == full or bool(met.all()):
             found.append(parts)
             order.append(pending)
@@ -206,13 +206,19 @@ def _grow(run, full, tol, oversample, power_iters, seed, size, device):
     return tuple(torch.cat(x)[back] for x in zip(*found, strict=True))
 
 
+def _in_range(total, S):
+    """Is ‖A‖_F² a number that shares can be taken of, neither overflown nor vanished?"""
+    return total.isfinite() & ((total > 0) | ~(S > 0).any(-1))
+
+
 def _truncate(U, S, Vh, residual, tol):
     """Columns past the smallest rank that meets tol set to zero, and what they held added to the residual."""
     k = S.shape[-1]
     squares = S.double().square()
     # tail[r] = ‖A − its first r triplets‖², summed from the small end.
     tail = torch.cat([residual[:, None], squares.flip(-1)], -1).cumsum(-1).flip(-1)
-    ranks = (~(tail[:, :k] <= tol**2 * tail[:, :1])).sum(-1)  # NaN keeps all columns
+    met = (tail[:, :k] <= tol**2 * tail[:, :1]) & _in_range(tail[:, 0], S)[:, None]
+    ranks = (~met).sum(-1)  # NaN keeps all columns
     kept = torch.arange(k, device=S.device) < ranks[:, None]
     residual = residual + torch.where(kept, 0.0, squares).sum(-1)
     U = torch.where(kept[:, None, :], U, 0.0)

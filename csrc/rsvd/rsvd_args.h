@@ -68,8 +68,8 @@ struct Call {
 
   Call(const Tensor& A, int64_t rank, int64_t oversample, int64_t power_iters, const Tensor& seed) {
     check_batch(A, "A");
-    STD_TORCH_CHECK(rank >= 0 && oversample >= 0 && power_iters >= 0 && power_iters < 1000,
-                    "rank, oversample and power_iters must be non-negative, power_iters below 1000");
+    STD_TORCH_CHECK(rank >= 0 && oversample >= 0 && power_iters >= 0,
+                    "rank, oversample and power_iters must be non-negative");
     batch = A.size(0), m = A.size(1), n = A.size(2);
     check_seed(seed, batch);
     k = std::min({rank, m, n});
