@@ -107,7 +107,7 @@ def _own_seconds():
     return times.user + times.system
 
 
-def undisturbed(measurement, tries=3):
+def undisturbed(measurement, tries=10):
     """``measurement(tick)``, tried again while other work disturbs it; and what disturbed the last try, a list."""
     for _ in range(tries):
         with Watch() as watch:
