@@ -1,9 +1,10 @@
 """Randomized SVD against ``torch.svd_lowrank`` and against its own products alone, in one run of alternating calls.
 
-    OMP_NUM_THREADS=2 python benchmarks/rsvd_table.py [--rounds 7] [--json FILE] [--force] [--quick]
+    OMP_NUM_THREADS=2 python benchmarks/rsvd_table.py [--rounds 7] [--only 4096] [--json FILE] [--force] [--quick]
 
-Equal accuracy is checked before anything is timed. A case that other work disturbed is tried again, then refused;
-``--force`` reports it all the same and says so. ``--quick`` tries the script out on small matrices.
+Equal accuracy is checked before anything is timed. A row that other work disturbed is tried again, then refused, and
+the exit status says so; ``--force`` reports it all the same, marked. ``--quick`` tries the script out on small
+matrices.
 """
 
 import argparse
@@ -30,43 +31,49 @@ PEER_HEAD = "\n| case | peer | its time | ours | ratio | error |\n|---|---|--:|-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--only", default="", help="the cases whose name holds this, e.g. 4096")
     parser.add_argument("--json", help="write the rows here too")
     parser.add_argument("--force", action="store_true", help="report on a busy machine too, marked as such")
     parser.add_argument("--quick", action="store_true", help="sides a quarter, batches an eighth, one round")
     arguments = parser.parse_args()
-    cases = [quick(case) for case in CASES] if arguments.quick else CASES
+    cases = [case for case in CASES if arguments.only in str(case)]
+    cases = [quick(case) for case in cases] if arguments.quick else cases
     rounds = 1 if arguments.quick else arguments.rounds
     arguments.force |= arguments.quick
     with Watch() as watch:
         sleep(1)
-    accept(watch.disturbances, "before the start", arguments.force)
+    if no := refusal(watch.disturbances, "before the start", arguments.force):
+        raise SystemExit(no["refused"])
 
-    print(HEAD, flush=True)
-    rows = list(report(table(cases, rounds, arguments.force), told))
-    print(PEER_HEAD, flush=True)
-    peer_rows = list(report(peer_table(cases, min(rounds, 3), arguments.force), peer_told))
-    if arguments.json:
-        setup = {**machine(), "isa": artent_ext.build_info()["isa"], "rounds": rounds}
-        if any(row["disturbed"] for row in rows + peer_rows):
-            setup["disturbed"] = "other work ran beside some of these measurements: not to be quoted"
-        if arguments.quick:
-            setup["quick"] = "small matrices, one round: not to be quoted"
-        write(arguments.json, {**setup, "rows": rows, "peers": peer_rows})
+    setup = {**machine(), "isa": artent_ext.build_info()["isa"], "rounds": rounds}
+    if arguments.quick:
+        setup["quick"] = "small matrices, one round: not to be quoted"
+    tables = {"rows": [], "peers": [], "refused": []}
+    for name, head, rows, told_as in (
+        ("rows", HEAD, table(cases, rounds, arguments.force), told),
+        ("peers", PEER_HEAD, peer_table(cases, min(rounds, 3), arguments.force), peer_told),
+    ):
+        print(head, flush=True)
+        for row in rows:
+            tables["refused" if "refused" in row else name].append(row)
+            print(row["refused"] if "refused" in row else told_as(row), flush=True)
+            if row.get("disturbed"):
+                setup["disturbed"] = "other work ran beside some of these measurements: not to be quoted"
+            if arguments.json:  # after every row: minutes of measurements must not be lost to the last
+                write(arguments.json, {**setup, **tables})
+    if tables["refused"]:
+        raise SystemExit(1)
 
 
 def quick(case):
     return case._replace(batch=-(-case.batch // 8), m=case.m // 4, n=case.n // 4, target=None)
 
 
-def accept(disturbances, where, force):
-    if disturbances and not force:
-        raise SystemExit(f"{where}: {'; '.join(disturbances)}. No ratio is told on a busy machine (--force tells it)")
-
-
-def report(rows, told):
-    for row in rows:
-        print(told(row), flush=True)
-        yield row
+def refusal(disturbances, where, force):
+    """A row that says why there is no ratio, or None."""
+    if not disturbances or force:
+        return None
+    return {"refused": f"{where}: {'; '.join(disturbances)}. No ratio is told on a busy machine (--force tells it)"}
 
 
 def table(cases, rounds, force):
@@ -78,7 +85,9 @@ def table(cases, rounds, force):
             torch.set_num_threads(count)
             (took, layouts), disturbed = undisturbed(partial(timed, case, given, rounds))
             torch.set_num_threads(threads)
-            accept(disturbed, f"{case}, {count} thread(s)", force)
+            if no := refusal(disturbed, f"{case}, {count} thread(s)", force):
+                yield no
+                continue
             judged = case.target is not None and count == threads
             for spectrum in SPECTRA:
                 times = took[ours, spectrum], took[torch_lowrank, spectrum], took["products"]
@@ -136,7 +145,9 @@ def peer_table(cases, rounds, force):
             error, _ = check(peer, A, sigma, case.q)
             functions = {"ours": partial(ours, A, case.q), "peer": partial(peer, A, case.q)}
             took, disturbed = undisturbed(partial(alternate, functions, rounds, seconds))
-            accept(disturbed, f"{case}, {peer.__name__}", force)
+            if no := refusal(disturbed, f"{case}, {peer.__name__}", force):
+                yield no
+                continue
             yield {"case": str(case), "peer": peer.__name__, "peer_s": median(took["peer"]),
                    "ours_s": median(took["ours"]), "ratio": ratio(took["peer"], took["ours"]), "error": error,
                    "disturbed": disturbed}  # fmt: skip
