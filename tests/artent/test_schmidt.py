@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from artent import schmidt
+from entropy_reference import entropies
 
 LIMIT = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 1e-4, torch.float16: 1e-4}  # nats
 SHAPES = [(1, 1), (1, 12), (12, 1), (7, 1), (2, 2), (8, 8), (13, 17), (12, 35), (64, 6), (6, 64), (49, 27), (48, 64)]
@@ -17,17 +18,6 @@ SPECTRA = {
     "one dominates": lambda k: torch.cat([torch.ones(1), torch.full((k - 1,), 1e-4)]),
     "low rank": lambda k: (torch.arange(k) < max(1, k // 3)).double(),
 }
-
-
-def entropies(probabilities, alpha=1.0):
-    S = []
-    for p in probabilities:
-        p = p[p > 0]
-        if alpha == 1:
-            S.append(-(p * np.log(p)).sum())
-        else:
-            S.append(-np.log(p.max()) if alpha == inf else np.log((p**alpha).sum()) / (1 - alpha))
-    return np.array(S)
 
 
 def by_svdvals(W, dims):

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import torch
 from torch.nn.attention.bias import causal_lower_right, causal_upper_left
-
-sys.path.append(str(Path(__file__).parent))  # for rsvd_samples, which several modules import
 
 
 @dataclass(frozen=True)

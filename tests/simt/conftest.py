@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 HERE = Path(__file__).parent
-sys.path.append(str(HERE))  # for simt_*.py, which the fixtures import
 CSRC = HERE.parents[1] / "csrc"
 FLAGS = ["-std=c++20", "-O1", "-shared", "-fPIC", "-Wno-psabi"]
 
