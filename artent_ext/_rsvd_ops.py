@@ -19,7 +19,7 @@ ops = torch.ops.artent
 _FUSED_SIDE = 512
 _FUSED_WIDTH = {torch.float32: 64, torch.float64: 32}
 
-# Below this share of ‖A‖², ‖A‖² − Σσ̂² is more the rounding of σ̂ than a residual (as in csrc/rsvd/single_cpu.h).
+# Below this share of ‖A‖², ‖A‖² − Σσ̂² is more the rounding of σ̂ than a residual (as in csrc/rsvd/rsvd.h).
 _CANCELLATION = {torch.float32: 1e-3, torch.float64: 1e-10}
 
 

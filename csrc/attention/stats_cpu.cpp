@@ -5,7 +5,7 @@
 #include <exception>
 #include <tuple>
 
-#include "../common/dispatch_cpu.h"
+#include "../common/dispatch.h"
 #include "stats_args.h"
 #include "stats_cpu_kernel.h"
 
@@ -39,7 +39,7 @@ std::tuple<Tensor, Tensor, Tensor> attention_stats(Tensor query, Tensor key, std
                                                    std::optional<Tensor> key_range, std::optional<int64_t> diagonal,
                                                    double scale) {
   const ForwardCall call(query, key, attn_mask, key_range, diagonal, scale);
-  dispatch(query.scalar_type(), "attention_stats", [&](auto type) {
+  dispatch<Float16, BFloat16>(query.scalar_type(), "attention_stats", [&](auto type) {
     using T = decltype(type);
     for_each_block<T>(call.p.shape.batch, call.p.shape.heads, blocks(call.p.shape.queries, kQueryTile),
                       [&](int64_t b, int64_t h, int64_t block, Workspace<T>& w) {
@@ -56,7 +56,7 @@ std::tuple<Tensor, Tensor> attention_stats_backward(std::optional<Tensor> grad_l
                                                     std::optional<int64_t> diagonal, double scale) {
   const BackwardCall call(grad_lse, grad_entropy, grad_purity, query, key, lse, entropy, purity, attn_mask, key_range,
                           diagonal, scale);
-  dispatch(query.scalar_type(), "attention_stats", [&](auto type) {
+  dispatch<Float16, BFloat16>(query.scalar_type(), "attention_stats", [&](auto type) {
     using T = decltype(type);
     for_each_block<T>(call.p.shape.batch, call.p.shape.heads, blocks(call.p.shape.queries, kQueryTile),
                       [&](int64_t b, int64_t h, int64_t block, Workspace<T>& w) {

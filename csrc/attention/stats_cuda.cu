@@ -3,7 +3,7 @@
 
 #include <tuple>
 
-#include "../common/dispatch_cuda.h"
+#include "../common/dispatch.h"
 #include "../common/launch_cuda.h"
 #include "stats_args.h"
 #include "stats_kernel.cuh"
@@ -16,7 +16,7 @@ std::tuple<Tensor, Tensor, Tensor> attention_stats_cuda(Tensor query, Tensor key
                                                         std::optional<int64_t> diagonal, double scale) {
   const torch::stable::accelerator::DeviceGuard guard(query.get_device());
   const ForwardCall call(query, key, attn_mask, key_range, diagonal, scale);
-  dispatch_cuda(query.scalar_type(), "attention_stats", [&](auto element) {
+  dispatch<__half, __nv_bfloat16>(query.scalar_type(), "attention_stats", [&](auto element) {
     using Element = decltype(element);
     const Launch launch = forward_launch<Element>(call.p.shape);
     launch_cuda(stats_forward_kernel<Element>, launch.blocks, launch.threads, launch.shared_bytes, call.p,
@@ -32,7 +32,7 @@ std::tuple<Tensor, Tensor> attention_stats_backward_cuda(
   const torch::stable::accelerator::DeviceGuard guard(query.get_device());
   const BackwardCall call(grad_lse, grad_entropy, grad_purity, query, key, lse, entropy, purity, attn_mask, key_range,
                           diagonal, scale);
-  dispatch_cuda(query.scalar_type(), "attention_stats", [&](auto element) {
+  dispatch<__half, __nv_bfloat16>(query.scalar_type(), "attention_stats", [&](auto element) {
     using Element = decltype(element);
     const auto run = [&](auto kernel, const Launch& launch) {
       launch_cuda(kernel, launch.blocks, launch.threads, launch.shared_bytes, call.p, query.get_device(),

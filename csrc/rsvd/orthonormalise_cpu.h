@@ -27,7 +27,7 @@ struct Team {
   }
 };
 
-constexpr int64_t kTaskRows = 96;     // of a product: six rows of registers sixteen times over
+constexpr int64_t kTaskRows = 96;     // of a triangular solve, or of a difference: whole blocks of kSolveRows
 constexpr int64_t kProductRows = 48;  // a share of a product is a number of whole register blocks and cache lines
 constexpr int64_t kGramTasks = 32;    // at most; their partial sums are added in order
 

@@ -7,7 +7,7 @@
 #include <exception>
 #include <tuple>
 
-#include "../common/dispatch_cpu.h"
+#include "../common/dispatch.h"
 #include "rsvd_args.h"
 #include "single_cpu.h"
 
@@ -142,7 +142,7 @@ Tensor rsvd_residual(Tensor A, Tensor U, Tensor S, Tensor Vh, Tensor needed) {
   Tensor out = new_tensor<1>(A, {batch}, ScalarType::Double);
   const Tensor left = torch::stable::contiguous(U), s = torch::stable::contiguous(S),
                right = torch::stable::contiguous(Vh), wanted = torch::stable::contiguous(needed);
-  dispatch(A.scalar_type(), "rsvd_residual", [&](auto element) {
+  dispatch<Float16, BFloat16>(A.scalar_type(), "rsvd_residual", [&](auto element) {
     using T = decltype(element);
     using R = Accumulator<T>;
     for_each_matrix(batch, "rsvd_residual", [&](const Team& team, int64_t b) {

@@ -5,7 +5,7 @@
 #include <exception>
 #include <tuple>
 
-#include "../common/dispatch_cpu.h"
+#include "../common/dispatch.h"
 #include "rsvd_args.h"
 #include "single_cpu.h"
 
@@ -68,8 +68,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rsvd(Tensor A, int64_t rank, int64_t 
   if (call.empty()) return {call.U, call.S, call.Vh, call.residual};
   const Tensor seeds = torch::stable::contiguous(seed);
   const Plan plan{call.k, call.q, int(power_iters), std::min(call.m, call.n)};
-  dispatch(A.scalar_type(), "rsvd",
-           [&](auto type) { run<decltype(type)>(A, plan, seeds, call.U, call.S, call.Vh, call.residual); });
+  dispatch<Float16, BFloat16>(A.scalar_type(), "rsvd", [&](auto type) {
+    run<decltype(type)>(A, plan, seeds, call.U, call.S, call.Vh, call.residual);
+  });
   return {call.U, call.S, call.Vh, call.residual};
 }
 

@@ -3,7 +3,7 @@
 
 #include <tuple>
 
-#include "../common/dispatch_cuda.h"
+#include "../common/dispatch.h"
 #include "../common/launch_cuda.h"
 #include "parts.cuh"
 #include "rsvd_args.h"
@@ -69,7 +69,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rsvd_small(Tensor A, int64_t rank, in
                       doubles(call.residual),
                       panels.mutable_data_ptr(),
                       doubles(triangles)};
-  dispatch_cuda(A.scalar_type(), "rsvd_small", [&](auto element) {
+  dispatch<__half, __nv_bfloat16>(A.scalar_type(), "rsvd_small", [&](auto element) {
     using Element = decltype(element);
     STD_TORCH_CHECK(fits_small<Element>(shape), "rsvd_small: a sketch of at most 32 columns in float64, got ", call.q);
     run(rsvd_small_kernel<Element>, small_launch<Element>(shape), p, A, "rsvd_small");
@@ -188,7 +188,7 @@ Tensor rsvd_residual(Tensor A, Tensor U, Tensor S, Tensor Vh, Tensor needed) {
                          static_cast<const bool*>(wanted.const_data_ptr()),
                          doubles(partial),
                          doubles(out)};
-  dispatch_cuda(A.scalar_type(), "rsvd_residual", [&](auto element) {
+  dispatch<__half, __nv_bfloat16>(A.scalar_type(), "rsvd_residual", [&](auto element) {
     run(rsvd_residual_kernel<decltype(element)>, residual_launch(p), p, A, "rsvd_residual");
   });
   run(rsvd_residual_sum_kernel, {batch, kWarpLanes, 0}, p, A, "rsvd_residual");

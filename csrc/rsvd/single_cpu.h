@@ -12,12 +12,10 @@ namespace artent::rsvd {
 template <typename R>
 void write_factor(const Team& team, const R* basis, int64_t rows, const std::vector<double>& rotation, bool transposed,
                   R* out, Workspace<R>& w) {
-  const int64_t k = w.plan.k, q = w.plan.q, ld = w.qr.ld;
+  const int64_t k = w.plan.k, q = w.plan.q, ld = w.qr.ld, width = padded<R>(k);
   for (int64_t i = 0; i < q; ++i)
-    for (int64_t j = 0; j < ld; ++j) w.small[i * ld + j] = j < k ? R(rotation[j * ld + i]) : R(0);
-  w.product.resize(rows * ld);
-  const int64_t width = padded<R>(k);
-  for (int64_t i = 0; i < q && width < ld; ++i) std::copy_n(w.small.data() + i * ld, width, w.small.data() + i * width);
+    for (int64_t j = 0; j < width; ++j) w.small[i * width + j] = j < k ? R(rotation[j * ld + i]) : R(0);
+  w.product.resize(rows * width);
   multiply(team, Product<R>{basis, ld, 1, q, w.small.data(), w.product.data(), width, 0, 0}, rows);
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t j = 0; j < k; ++j) (transposed ? out[j * rows + i] : out[i * k + j]) = w.product[i * width + j];

@@ -124,18 +124,17 @@ template <typename R, typename T>
 int scaling(const Team& team, const Given<T>& a, double& squares) {
   constexpr bool is_double = std::is_same_v<R, double>;
   constexpr int limit = is_double ? 400 : 90;
-  int exponent = 0;
   if (is_double && !(squares > 1e-250 && squares < 1e250)) {  // squares may have overflowed or vanished
     for (const int trial : {600, -600, -1000}) {
       const double scaled = norm2(team, a, std::ldexp(1.0, -trial));
-      if (exponent == 0 && scaled > 1e-250 && scaled < 1e300) exponent = trial + std::ilogb(scaled) / 2;
+      if (scaled > 1e-250 && scaled < 1e300) return trial + std::ilogb(scaled) / 2;
     }
-    if (exponent == 0 && squares != 0) squares = std::nan("");
-    return exponent;
+    if (squares != 0) squares = std::nan("");
+    return 0;
   }
   if (!(squares <= std::numeric_limits<double>::max())) squares = std::nan("");
   if (squares != squares || squares == 0) return 0;
-  exponent = std::ilogb(squares) / 2;
+  const int exponent = std::ilogb(squares) / 2;
   return exponent > limit || exponent < -limit ? exponent : 0;
 }
 

@@ -1,13 +1,11 @@
-// From a tensor's dtype to the element type that the CPU kernels read.
+// From a tensor's dtype to the element type that kernels read; the half types are the CPU's or CUDA's own.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
 
-#include "../common/half.h"
-
 namespace artent {
 
-template <typename F>
+template <typename Half, typename BFloat, typename F>
 void dispatch(torch::headeronly::ScalarType type, const char* op, const F& f) {
   using torch::headeronly::ScalarType;
   switch (type) {
@@ -15,10 +13,10 @@ void dispatch(torch::headeronly::ScalarType type, const char* op, const F& f) {
       return f(float{});
     case ScalarType::Double:
       return f(double{});
-    case ScalarType::BFloat16:
-      return f(BFloat16{});
     case ScalarType::Half:
-      return f(Float16{});
+      return f(Half{});
+    case ScalarType::BFloat16:
+      return f(BFloat{});
     default:
       STD_TORCH_CHECK(false, op, ": unsupported dtype ", torch::headeronly::toString(type));
   }
