@@ -1,7 +1,6 @@
 // The pybind11 module _C: importing it loads the library that registers the ops, and it says how it was built.
 #include <pybind11/pybind11.h>
 
-#include "common/gemm.h"
 #include "common/isa.h"
 
 #ifndef ARTENT_VERSION
@@ -21,7 +20,6 @@ PYBIND11_MODULE(_C, m) {
     info["compiler"] = "GCC-compatible " __VERSION__;
     info["torch_target"] = "2.10";
     info["isa"] = artent::isa_name(artent::isa());
-    info["gemm"] = artent::gemm_backend();
     return info;
   });
 }

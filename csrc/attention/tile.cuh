@@ -7,7 +7,7 @@
 
 #include "../common/simt.h"
 #include "online_state.h"
-#include "stats.h"
+#include "attention.h"
 
 namespace artent::attention {
 

@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "../common/philox.h"
+#include "../common/product_cpu.h"
 #include "cholesky_qr_cpu.h"
-#include "product_cpu.h"
 
 namespace artent::rsvd {
 

@@ -5,7 +5,7 @@
 
 #include "../common/dispatch.h"
 #include "../common/launch_cuda.h"
-#include "stats_args.h"
+#include "attention_args.h"
 #include "stats_kernel.cuh"
 
 namespace artent::attention {

@@ -1,4 +1,4 @@
-// C = A·X for a narrow X, the product that a randomized SVD spends its time in; A in any strided layout.
+// C = A·X for a narrow X, the product that all CPU kernels spend their time in; A in any strided layout.
 //
 // A's elements are broadcast against registers of X's columns, so neither A nor X is packed and the same loop serves
 // A·X and Aᵀ·Y (strides exchanged). Every element of C is a sum of chains of multiply-adds, one a block of the depth,
@@ -9,11 +9,12 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "../common/vec.h"
+#include "vec.h"
 
-namespace artent::rsvd {
+namespace artent {
 
-// Rows first … last − 1 of C (rows×ld) = A (rows×depth) · X (depth×ld). ld is a number of whole vectors.
+// Rows first … last − 1 of C (rows×ld) = A (rows×depth) · X (depth×ld), added to C where accumulate. ld is a number of
+// whole vectors.
 template <typename R>
 struct Product {
   const R* a;
@@ -21,6 +22,7 @@ struct Product {
   const R* x;
   R* c;
   int64_t ld, first, last;
+  bool accumulate = false;
 };
 
 // How A is walked through. Along its unit stride X is what is used again: 256 of its rows (24 KiB) for kRowBlock rows
@@ -55,10 +57,11 @@ ARTENT_INLINE void product_block(const Product<R>& p, int64_t row, int64_t begin
       for (int v = 0; v < kVectors; ++v) acc[r][v] += s * b[v];
     }
   }
+  const bool overwrite = begin == 0 && !p.accumulate;
   for (int r = 0; r < kRows; ++r)
     for (int v = 0; v < kVectors; ++v) {
       R* const at = c + r * p.ld + v * S::lanes;
-      S::store(at, begin == 0 ? acc[r][v] : S::load(at) + acc[r][v]);
+      S::store(at, overwrite ? acc[r][v] : S::load(at) + acc[r][v]);
     }
 }
 
@@ -73,6 +76,14 @@ ARTENT_INLINE void product_panel(const Product<R>& p, int64_t column) {
       const int64_t end = std::min(begin + depth, p.depth);
       int64_t row = first;
       for (; row + kRows <= last; row += kRows) product_block<Bytes, kRows, kVectors>(p, row, begin, end, column);
+      if (kRows > 4 && row + 4 <= last) {
+        product_block<Bytes, 4, kVectors>(p, row, begin, end, column);
+        row += 4;
+      }
+      if (kRows > 2 && row + 2 <= last) {
+        product_block<Bytes, 2, kVectors>(p, row, begin, end, column);
+        row += 2;
+      }
       for (; row < last; ++row) product_block<Bytes, 1, kVectors>(p, row, begin, end, column);
     }
   }
@@ -96,4 +107,4 @@ ARTENT_INLINE void product_body(const Product<R>& p) {
 ARTENT_ISA_DISPATCH(product, Product<float>, product_body)
 ARTENT_ISA_DISPATCH(product, Product<double>, product_body)
 
-}  // namespace artent::rsvd
+}  // namespace artent

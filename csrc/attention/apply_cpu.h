@@ -1,0 +1,110 @@
+// A·x of one block of queries, or Aᵀ·x of one block of keys, on the CPU, from the stored lse. docs/math.md §4.
+#pragma once
+
+#include "logits_cpu.h"
+
+namespace artent::attention {
+
+// Logits become probabilities e^{s − lse}; the lse of an empty row is +∞ here, so that its probabilities are zero.
+template <typename R>
+struct ProbabilityTile {
+  R* s;
+  int64_t n;
+  const R* lse;  // of every lane, or of every streamed row
+  bool by_lane;
+};
+
+template <int Bytes, typename R>
+ARTENT_INLINE void exponentiate(const ProbabilityTile<R>& a) {
+  using S = Simd<R, Bytes>;
+  for (int64_t v = 0; v < 2; ++v) {
+    auto lse = S::load(a.lse + v * S::lanes);
+    for (int64_t r = 0; r < a.n; ++r) {
+      R* const at = a.s + (2 * r + v) * S::lanes;
+      if (!a.by_lane) lse = S::splat(a.lse[r]);
+      S::store(at, S::exp_nonpositive(S::load(at) - lse));
+    }
+  }
+}
+
+ARTENT_ISA_DISPATCH(probabilities, ProbabilityTile<float>, exponentiate)
+ARTENT_ISA_DISPATCH(probabilities, ProbabilityTile<double>, exponentiate)
+
+// lse of `count` queries from `at` on, +∞ for −∞, with room for a group's last lanes.
+template <typename R>
+void load_lse(const void* lse, int64_t at, int64_t count, std::vector<R>& out) {
+  out.assign(size_t(count + kMaxGroupRows), R(0));
+  const R* p = static_cast<const R*>(lse) + at;
+  for (int64_t i = 0; i < count; ++i) {
+    out[i] = p[i] == -std::numeric_limits<R>::infinity() ? std::numeric_limits<R>::infinity() : p[i];
+  }
+}
+
+// T: what query and key hold. X: what x holds, T or the accumulator.
+template <typename T, typename X>
+struct ApplyWorkspace {
+  using R = Accumulator<T>;
+  std::vector<R> packed, streamed, x, result, lse;
+  std::vector<R> s = std::vector<R>(size_t(kChunk * kMaxGroupRows));
+  Sight<R> sight{false, group_rows<R>(), {}};
+  std::vector<Interval> seen;
+};
+
+// Result of the block: kTranspose owns keys and streams queries.
+template <bool kTranspose, typename T, typename X>
+void apply_block(const Apply& p, int64_t b, int64_t h, int64_t block, ApplyWorkspace<T, X>& w) {
+  using R = Accumulator<T>;
+  const Shape& n = p.a.shape;
+  const int64_t hk = h / (n.heads / n.key_heads), columns = p.x.columns, row0 = (b * n.heads + h) * n.queries;
+  const Owned<R> own = owned<R>(b, h, block, kTranspose ? n.keys : n.queries);
+  const int64_t size = columns * own.lanes;
+  w.sight.owns_keys = kTranspose;
+  if (kTranspose) {
+    pack_block<T>(p.a.key, p.a.key_strides, own, hk, n.dim, R(p.a.scale), w.packed);
+  } else {
+    pack_block<T>(p.a.query, p.a.query_strides, own, h, n.dim, R(p.a.scale), w.packed);
+    load_lse(p.lse, row0 + own.first, own.rows, w.lse);
+  }
+  w.result.assign(size_t(own.groups() * size), R(0));
+
+  Interval all{0, n.queries};
+  if (!kTranspose) {
+    all = w.sight.look(p.a, b, h, own.first, own.rows);
+    w.seen.assign(size_t(own.groups()), Interval{0, 0});
+    for (int64_t i = 0; i < own.rows; ++i) w.seen[i / own.lanes] = hull(w.seen[i / own.lanes], w.sight.queries[i]);
+  }
+  for (int64_t first = all.start; first < all.end; first += kChunk) {
+    const Interval chunk{first, std::min(first + kChunk, all.end)};
+    const int64_t length = chunk.end - first;
+    if (kTranspose) {
+      const Interval keys = w.sight.look(p.a, b, h, first, length);
+      if ((keys & Interval{own.first, own.first + own.rows}).empty()) continue;
+      load_lse(p.lse, row0 + first, length, w.lse);
+    }
+    const Rows<R> streamed = kTranspose
+                                 ? rows_of<T>(p.a.query, p.a.query_strides, b, h, first, length, n.dim, w.streamed)
+                                 : rows_of<T>(p.a.key, p.a.key_strides, b, hk, first, length, n.dim, w.streamed);
+    const Rows<R> x = rows_of<X>(p.x.data, p.x.strides, b, h, first, length, columns, w.x);
+    for (int64_t g = 0; g < own.groups(); ++g) {
+      const int64_t own_first = own.first + g * own.lanes;
+      const Interval part =
+          kTranspose ? seers(w.sight.queries, {own_first, own_first + own.rows_in(g)}, first) : chunk & w.seen[g];
+      if (part.empty()) continue;
+      const int64_t skip = part.start - first, count = part.end - part.start;
+      const TileAt at{b, h, own_first, own.rows_in(g), part.start, count, kTranspose ? skip : g * own.lanes};
+      logits(p.a, w.sight, at, Rows<R>{streamed.data + skip * streamed.stride, streamed.stride},
+             w.packed.data() + g * own.lanes * n.dim, w.s.data());
+      probabilities(
+          ProbabilityTile<R>{w.s.data(), count, w.lse.data() + (kTranspose ? skip : g * own.lanes), !kTranspose});
+      combine(Rows<R>{x.data + skip * x.stride, x.stride}, count, columns, w.s.data(), w.result.data() + g * size);
+    }
+  }
+
+  X* const out = static_cast<X*>(p.out);
+  const int64_t to = (b * n.heads + h) * (kTranspose ? n.keys : n.queries) + own.first;
+  for (int64_t g = 0; g < own.groups(); ++g) {
+    unpack(w.result.data() + g * size, own.rows_in(g), columns, R(1), out + (to + g * own.lanes) * columns);
+  }
+}
+
+}  // namespace artent::attention

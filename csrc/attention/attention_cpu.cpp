@@ -1,0 +1,121 @@
+// The attention ops on the CPU: tensors in, blocks shared out over threads, tensors out.
+#include <torch/csrc/stable/library.h>
+
+#include <atomic>
+#include <exception>
+#include <tuple>
+
+#include "../common/dispatch.h"
+#include "apply_cpu.h"
+#include "attention_args.h"
+#include "backward_cpu.h"
+#include "forward_cpu.h"
+
+namespace artent::attention {
+namespace {
+
+// Runs body(b, h, block, workspace) for every block. Under a causal mask late blocks see more keys: blocks are dealt
+// first, last, second, last but one, …, so that equal shares of the list are equal shares of the work.
+template <typename Workspace, typename Body>
+void for_each_block(int64_t batch, int64_t heads, int64_t count, const Body& body) {
+  std::atomic<bool> failed{false};
+  torch::stable::parallel_for(0, batch * heads * count, 1, [&](int64_t begin, int64_t end) {
+    try {  // an exception must not leave a parallel region
+      Workspace workspace;
+      for (int64_t item = begin; item < end; ++item) {
+        const int64_t turn = item % count, block = turn % 2 == 0 ? turn / 2 : count - 1 - turn / 2;
+        body(item / count / heads, item / count % heads, block, workspace);
+      }
+    } catch (const std::exception&) {
+      failed = true;
+    }
+  });
+  STD_TORCH_CHECK(!failed, "attention: out of memory for a tile of logits");
+}
+
+void run_forward(const ForwardCall& call, ScalarType type) {
+  dispatch<Float16, BFloat16>(type, "attention", [&](auto element) {
+    using T = decltype(element);
+    const Shape& n = call.p.a.shape;
+    for_each_block<ForwardWorkspace<T>>(
+        n.batch, n.heads, blocks(n.queries, kBlock),
+        [&](int64_t b, int64_t h, int64_t block, ForwardWorkspace<T>& w) { forward_block<T>(call.p, b, h, block, w); });
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor> attention_stats(Tensor query, Tensor key, std::optional<Tensor> attn_mask,
+                                                   std::optional<Tensor> key_range, std::optional<int64_t> diagonal,
+                                                   double scale, double softcap) {
+  const ForwardCall call(query, key, std::nullopt, attn_mask, key_range, diagonal, scale, softcap);
+  run_forward(call, query.scalar_type());
+  return {call.lse, call.entropy, call.purity};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> attention_forward(Tensor query, Tensor key, Tensor value,
+                                                             std::optional<Tensor> attn_mask,
+                                                             std::optional<Tensor> key_range,
+                                                             std::optional<int64_t> diagonal, double scale,
+                                                             double softcap) {
+  const ForwardCall call(query, key, value, attn_mask, key_range, diagonal, scale, softcap);
+  run_forward(call, query.scalar_type());
+  return {*call.out, call.lse, call.entropy, call.purity};
+}
+
+template <typename T, typename X>
+void run_apply(const Apply& p) {
+  using Workspace = ApplyWorkspace<T, X>;
+  const Shape& n = p.a.shape;
+  for_each_block<Workspace>(n.batch, n.heads, blocks(p.transpose ? n.keys : n.queries, kBlock),
+                            [&](int64_t b, int64_t h, int64_t block, Workspace& w) {
+                              if (p.transpose) {
+                                apply_block<true>(p, b, h, block, w);
+                              } else {
+                                apply_block<false>(p, b, h, block, w);
+                              }
+                            });
+}
+
+Tensor attention_apply(Tensor query, Tensor key, Tensor x, Tensor lse, bool transpose, std::optional<Tensor> attn_mask,
+                       std::optional<Tensor> key_range, std::optional<int64_t> diagonal, double scale, double softcap) {
+  const ApplyCall call(query, key, x, lse, transpose, attn_mask, key_range, diagonal, scale, softcap);
+  dispatch<Float16, BFloat16>(query.scalar_type(), "attention_apply", [&](auto element) {
+    using T = decltype(element);
+    if (call.p.x_is_accumulator) {
+      run_apply<T, Accumulator<T>>(call.p);
+    } else {
+      run_apply<T, T>(call.p);
+    }
+  });
+  return call.out;
+}
+
+std::tuple<Tensor, Tensor, Tensor> attention_backward(
+    std::optional<Tensor> grad_out, std::optional<Tensor> value, std::optional<Tensor> delta,
+    std::optional<Tensor> grad_lse, std::optional<Tensor> grad_entropy, std::optional<Tensor> grad_purity, Tensor query,
+    Tensor key, Tensor lse, Tensor entropy, Tensor purity, std::optional<Tensor> attn_mask,
+    std::optional<Tensor> key_range, std::optional<int64_t> diagonal, double scale, double softcap, bool needs_value) {
+  const BackwardCall call(grad_out, value, delta, grad_lse, grad_entropy, grad_purity, query, key, lse, entropy, purity,
+                          attn_mask, key_range, diagonal, scale, softcap, needs_value);
+  dispatch<Float16, BFloat16>(query.scalar_type(), "attention_backward", [&](auto element) {
+    using T = decltype(element);
+    using Workspace = BackwardWorkspace<T>;
+    const Shape& n = call.p.a.shape;
+    for_each_block<Workspace>(
+        n.batch, n.heads, blocks(n.queries, kBlock),
+        [&](int64_t b, int64_t h, int64_t block, Workspace& w) { backward_query_block<T>(call.p, b, h, block, w); });
+    for_each_block<Workspace>(
+        n.batch, n.key_heads, blocks(n.keys, kBlock),
+        [&](int64_t b, int64_t hk, int64_t block, Workspace& w) { backward_key_block<T>(call.p, b, hk, block, w); });
+  });
+  return {call.grad_query, call.grad_key, call.grad_value};
+}
+
+}  // namespace
+}  // namespace artent::attention
+
+STABLE_TORCH_LIBRARY_IMPL(artent, CPU, m) {
+  m.impl("attention_stats", TORCH_BOX(&artent::attention::attention_stats));
+  m.impl("attention_forward", TORCH_BOX(&artent::attention::attention_forward));
+  m.impl("attention_apply", TORCH_BOX(&artent::attention::attention_apply));
+  m.impl("attention_backward", TORCH_BOX(&artent::attention::attention_backward));
+}

@@ -1,0 +1,205 @@
+// The gradients of the row statistics and of A·value on the CPU: of one block of queries, or of one block of keys (and
+// values) over all query heads that read them. docs/math.md §4.
+#pragma once
+
+#include "logits_cpu.h"
+
+namespace artent::attention {
+
+// ∂loss/∂s = p·(base + slope·ln p + curve·p + dP) with ln p = s − lse: what a row brings, one number a lane or a row.
+// base = g_lse − g_H·H − 2 g_P·P − delta, slope = −g_H, curve = 2 g_P.
+template <typename R>
+struct RowTerms {
+  std::vector<R> lse, base, slope, curve;
+
+  // Of `count` queries from row `at` on; an empty row's lse is +∞ here, which makes its probabilities zero.
+  void load(const Backward& p, int64_t at, int64_t count) {
+    for (auto* x : {&lse, &base, &slope, &curve}) x->assign(size_t(count + kMaxGroupRows), R(0));
+    const auto field = [at](const void* x, int64_t i) {
+      return x == nullptr ? R(0) : static_cast<const R*>(x)[at + i];
+    };
+    for (int64_t i = 0; i < count; ++i) {
+      const R g_H = field(p.grad_entropy, i), g_P = field(p.grad_purity, i), row_lse = field(p.lse, i);
+      lse[i] = row_lse == -std::numeric_limits<R>::infinity() ? std::numeric_limits<R>::infinity() : row_lse;
+      base[i] = field(p.grad_lse, i) - g_H * field(p.entropy, i) - 2 * g_P * field(p.purity, i) - field(p.delta, i);
+      slope[i] = -g_H;
+      curve[i] = 2 * g_P;
+    }
+  }
+};
+
+// A tile of logits becomes the gradient at ⟨q, k⟩·scale; `probability` receives p where it is not null.
+template <typename R>
+struct GradientTile {
+  R* s;
+  int64_t n;
+  const R *lse, *base, *slope, *curve;  // of every lane, or of every streamed row
+  bool by_lane;
+  const R* through_value;  // dP = ⟨grad_out, value⟩, or null
+  const R* capped;         // logits after the cap and before the mask, or null
+  R cap;
+  R* probability;
+};
+
+template <int Bytes, typename R>
+ARTENT_INLINE void differentiate(const GradientTile<R>& a) {
+  using S = Simd<R, Bytes>;
+  using V = typename S::V;
+  const V none = S::splat(0);
+  for (int64_t v = 0; v < 2; ++v) {
+    const int64_t at = v * S::lanes;
+    V lse = S::load(a.lse + at), base = S::load(a.base + at), slope = S::load(a.slope + at),
+      curve = S::load(a.curve + at);
+    for (int64_t r = 0; r < a.n; ++r) {
+      const int64_t i = (2 * r + v) * S::lanes;
+      if (!a.by_lane) {
+        lse = S::splat(a.lse[r]);
+        base = S::splat(a.base[r]);
+        slope = S::splat(a.slope[r]);
+        curve = S::splat(a.curve[r]);
+      }
+      const V log_p = S::load(a.s + i) - lse;
+      const V p = S::exp_nonpositive(log_p);
+      V inner = base + slope * log_p + curve * p;
+      if (a.through_value != nullptr) inner += S::load(a.through_value + i);
+      if (a.capped != nullptr) {
+        const V u = S::load(a.capped + i) / a.cap;
+        inner *= R(1) - u * u;
+      }
+      S::store(a.s + i, (p == none) ? none : p * inner);  // ln p may be infinite where p is 0
+      if (a.probability != nullptr) S::store(a.probability + i, p);
+    }
+  }
+}
+
+ARTENT_ISA_DISPATCH(gradients, GradientTile<float>, differentiate)
+ARTENT_ISA_DISPATCH(gradients, GradientTile<double>, differentiate)
+
+template <typename T>
+struct BackwardWorkspace {
+  using R = Accumulator<T>;
+  static std::vector<R> tile() { return std::vector<R>(size_t(kChunk * kMaxGroupRows)); }
+  std::vector<R> packed, packed_value, streamed, streamed_value, result, result_value;
+  std::vector<R> s = tile(), capped = tile(), through_value = tile(), probability = tile();
+  Sight<R> sight{false, group_rows<R>(), {}};
+  RowTerms<R> terms;
+  std::vector<Interval> seen;
+};
+
+// The gradient tile of streamed rows [part.start, part.end) and group g; `values` are the rows of value (or grad_out)
+// beside the streamed ones, `term` the first entry of terms that the tile reads.
+template <typename T>
+void gradient_tile(const Backward& p, const Owned<Accumulator<T>>& own, int64_t h, int64_t g, Interval part,
+                   int64_t query0, int64_t term, Rows<Accumulator<T>> streamed, Rows<Accumulator<T>> values,
+                   bool with_probability, BackwardWorkspace<T>& w) {
+  using R = Accumulator<T>;
+  const int64_t count = part.end - part.start, columns = p.value.columns;
+  const TileAt at{own.b, h, own.first + g * own.lanes, own.rows_in(g), part.start, count, query0};
+  const bool capped = p.a.softcap > 0, through_value = p.grad_out.data != nullptr;
+  logits(p.a, w.sight, at, streamed, w.packed.data() + g * own.lanes * p.a.shape.dim, w.s.data(),
+         capped ? w.capped.data() : nullptr);
+  if (through_value)
+    dots(values, count, columns, w.packed_value.data() + g * own.lanes * columns, w.through_value.data());
+  const RowTerms<R>& t = w.terms;
+  gradients(GradientTile<R>{w.s.data(), count, t.lse.data() + term, t.base.data() + term, t.slope.data() + term,
+                            t.curve.data() + term, !w.sight.owns_keys, through_value ? w.through_value.data() : nullptr,
+                            capped ? w.capped.data() : nullptr, R(p.a.softcap),
+                            with_probability ? w.probability.data() : nullptr});
+}
+
+template <typename R>
+Rows<R> from(Rows<R> rows, int64_t skip) {
+  return {rows.data + skip * rows.stride, rows.stride};
+}
+
+// ∂loss/∂query of one block of queries: scale · ds · K.
+template <typename T>
+void backward_query_block(const Backward& p, int64_t b, int64_t h, int64_t block, BackwardWorkspace<T>& w) {
+  using R = Accumulator<T>;
+  const Shape& n = p.a.shape;
+  const int64_t hk = h / (n.heads / n.key_heads), columns = p.value.columns;
+  const int64_t row0 = (b * n.heads + h) * n.queries;
+  const Owned<R> own = owned<R>(b, h, block, n.queries);
+  const int64_t size = n.dim * own.lanes;
+  w.sight.owns_keys = false;
+  pack_block<T>(p.a.query, p.a.query_strides, own, h, n.dim, R(p.a.scale), w.packed);
+  const bool through_value = p.grad_out.data != nullptr;
+  if (through_value) pack_block<T>(p.grad_out.data, p.grad_out.strides, own, h, columns, R(1), w.packed_value);
+  w.terms.load(p, row0 + own.first, own.rows);
+  w.result.assign(size_t(own.groups() * size), R(0));
+  const Interval all = w.sight.look(p.a, b, h, own.first, own.rows);
+  w.seen.assign(size_t(own.groups()), Interval{0, 0});
+  for (int64_t i = 0; i < own.rows; ++i) w.seen[i / own.lanes] = hull(w.seen[i / own.lanes], w.sight.queries[i]);
+
+  for (int64_t j0 = all.start; j0 < all.end; j0 += kChunk) {
+    const Interval chunk{j0, std::min(j0 + kChunk, all.end)};
+    const int64_t length = chunk.end - j0;
+    const Rows<R> keys = rows_of<T>(p.a.key, p.a.key_strides, b, hk, j0, length, n.dim, w.streamed);
+    Rows<R> values{};
+    if (through_value)
+      values = rows_of<T>(p.value.data, p.value.strides, b, h / p.value.group, j0, length, columns, w.streamed_value);
+    for (int64_t g = 0; g < own.groups(); ++g) {
+      const Interval part = chunk & w.seen[g];
+      if (part.empty()) continue;
+      const int64_t skip = part.start - j0, lane0 = g * own.lanes;
+      gradient_tile<T>(p, own, h, g, part, lane0, lane0, from(keys, skip), from(values, skip), false, w);
+      combine(from(keys, skip), part.end - part.start, n.dim, w.s.data(), w.result.data() + g * size);
+    }
+  }
+  T* const out = static_cast<T*>(p.grad_query) + (row0 + own.first) * n.dim;
+  for (int64_t g = 0; g < own.groups(); ++g)
+    unpack(w.result.data() + g * size, own.rows_in(g), n.dim, R(p.a.scale), out + g * own.lanes * n.dim);
+}
+
+// ∂loss/∂key = scale · dsᵀ · Q and ∂loss/∂value = Aᵀ · grad_out of one block of keys, summed over the query heads that
+// share them (values of every query head are written head by head).
+template <typename T>
+void backward_key_block(const Backward& p, int64_t b, int64_t hk, int64_t block, BackwardWorkspace<T>& w) {
+  using R = Accumulator<T>;
+  const Shape& n = p.a.shape;
+  const int64_t group = n.heads / n.key_heads, columns = p.value.columns;
+  const Owned<R> own = owned<R>(b, hk, block, n.keys);
+  const int64_t size = n.dim * own.lanes, value_size = columns * own.lanes;
+  const bool through_value = p.grad_out.data != nullptr, with_value = p.grad_value != nullptr;
+  w.sight.owns_keys = true;
+  pack_block<T>(p.a.key, p.a.key_strides, own, hk, n.dim, R(p.a.scale), w.packed);
+  w.result.assign(size_t(own.groups() * size), R(0));
+  for (int64_t h = hk * group; h < (hk + 1) * group; ++h) {
+    const bool first_of_value = h % p.value.group == 0;
+    if (through_value && first_of_value) {
+      pack_block<T>(p.value.data, p.value.strides, own, h / p.value.group, columns, R(1), w.packed_value);
+      w.result_value.assign(size_t(own.groups() * value_size), R(0));
+    }
+    for (int64_t i0 = 0; i0 < n.queries; i0 += kChunk) {
+      const int64_t length = std::min(kChunk, n.queries - i0);
+      const Interval keys = w.sight.look(p.a, b, h, i0, length);
+      if ((keys & Interval{own.first, own.first + own.rows}).empty()) continue;
+      w.terms.load(p, (b * n.heads + h) * n.queries + i0, length);
+      const Rows<R> queries = rows_of<T>(p.a.query, p.a.query_strides, b, h, i0, length, n.dim, w.streamed);
+      Rows<R> grad_out{};
+      if (through_value)
+        grad_out = rows_of<T>(p.grad_out.data, p.grad_out.strides, b, h, i0, length, columns, w.streamed_value);
+      for (int64_t g = 0; g < own.groups(); ++g) {
+        const int64_t own_first = own.first + g * own.lanes;
+        const Interval part = seers(w.sight.queries, {own_first, own_first + own.rows_in(g)}, i0);
+        if (part.empty()) continue;
+        const int64_t skip = part.start - i0, count = part.end - part.start;
+        gradient_tile<T>(p, own, h, g, part, skip, skip, from(queries, skip), from(grad_out, skip), with_value, w);
+        combine(from(queries, skip), count, n.dim, w.s.data(), w.result.data() + g * size);
+        if (with_value)
+          combine(from(grad_out, skip), count, columns, w.probability.data(), w.result_value.data() + g * value_size);
+      }
+    }
+    if (with_value && (h + 1) % p.value.group == 0) {
+      const int64_t heads = n.heads / p.value.group;
+      T* const out = static_cast<T*>(p.grad_value) + ((b * heads + h / p.value.group) * n.keys + own.first) * columns;
+      for (int64_t g = 0; g < own.groups(); ++g)
+        unpack(w.result_value.data() + g * value_size, own.rows_in(g), columns, R(1), out + g * own.lanes * columns);
+    }
+  }
+  T* const out = static_cast<T*>(p.grad_key) + ((b * n.key_heads + hk) * n.keys + own.first) * n.dim;
+  for (int64_t g = 0; g < own.groups(); ++g)
+    unpack(w.result.data() + g * size, own.rows_in(g), n.dim, R(p.a.scale), out + g * own.lanes * n.dim);
+}
+
+}  // namespace artent::attention

@@ -1,0 +1,167 @@
+// Row statistics, and A·value beside them, of one block of queries on the CPU: one pass over the keys. docs/math.md §4.
+#pragma once
+
+#include "logits_cpu.h"
+#include "online_state.h"
+
+namespace artent::attention {
+
+// The running states of a group's rows, lane by lane. Sums over a chunk are the accumulator's, sums over chunks double.
+template <typename R>
+struct OnlineLanes {
+  R m[kMaxGroupRows];
+  double L[kMaxGroupRows], t[kMaxGroupRows], L2[kMaxGroupRows];
+
+  OnlineLanes() {
+    std::fill(m, m + kMaxGroupRows, kHidden<R>);
+    for (double* sum : {L, t, L2}) std::fill(sum, sum + kMaxGroupRows, 0.0);
+  }
+  OnlineState<double> at(int64_t lane) const { return {m[lane], L[lane], t[lane], L2[lane]}; }
+  void put(int64_t lane, const OnlineState<double>& state) {
+    m[lane] = R(state.m);
+    L[lane] = state.L;
+    t[lane] = state.t;
+    L2[lane] = state.L2;
+  }
+};
+
+// A tile of n×lanes logits, streamed into the states. With columns > 0 the tile becomes e^{s−m} and the result
+// (columns × lanes) follows the maximum.
+template <typename R>
+struct OnlineTile {
+  R* s;
+  int64_t n;
+  OnlineLanes<R>* state;
+  R* result;
+  int64_t columns;
+};
+
+template <int Bytes, typename R>
+ARTENT_INLINE void raise_maximum(const OnlineTile<R>& a, const R* top) {
+  using S = Simd<R, Bytes>;
+  R alpha[2 * S::lanes];
+  for (int64_t lane = 0; lane < 2 * S::lanes; ++lane) {
+    OnlineState<double> state = a.state->at(lane);
+    alpha[lane] = state.m == kHidden<double> ? R(0) : R(std::exp(state.m - double(top[lane])));
+    state.shift_to(top[lane]);
+    a.state->put(lane, state);
+  }
+  for (int64_t v = 0; v < 2; ++v) {
+    const auto factor = S::load(alpha + v * S::lanes);
+    for (int64_t c = 0; c < a.columns; ++c) {
+      R* const at = a.result + (2 * c + v) * S::lanes;
+      S::store(at, factor * S::load(at));
+    }
+  }
+}
+
+template <int Bytes, bool kKeep, typename R>
+ARTENT_INLINE void add_exponentials(const OnlineTile<R>& a) {
+  using S = Simd<R, Bytes>;
+  using V = typename S::V;
+  for (int64_t v = 0; v < 2; ++v) {
+    V m = S::load(a.state->m + v * S::lanes);
+    m = (m == S::splat(kHidden<R>)) ? S::splat(0) : m;  // nothing seen yet: s − m is −∞, not NaN
+    V L = {}, t = {}, L2 = {};
+    for (int64_t r = 0; r < a.n; ++r) {
+      R* const at = a.s + (2 * r + v) * S::lanes;
+      const V x = S::clamp_exponent(S::load(at) - m);  // finite: 0·x is 0
+      const V e = S::exp_clamped(x);
+      L += e;
+      t += e * x;
+      L2 += e * e;
+      if (kKeep) S::store(at, e);
+    }
+    for (int64_t i = 0; i < S::lanes; ++i) {
+      a.state->L[v * S::lanes + i] += L[i];
+      a.state->t[v * S::lanes + i] += t[i];
+      a.state->L2[v * S::lanes + i] += L2[i];
+    }
+  }
+}
+
+template <int Bytes, typename R>
+ARTENT_INLINE void update_states(const OnlineTile<R>& a) {
+  using S = Simd<R, Bytes>;
+  using V = typename S::V;
+  V top0 = S::load(a.state->m), top1 = S::load(a.state->m + S::lanes);
+  for (int64_t r = 0; r < a.n; ++r) {  // a NaN is passed over here and stays in the sums
+    top0 = S::max(S::load(a.s + 2 * r * S::lanes), top0);
+    top1 = S::max(S::load(a.s + (2 * r + 1) * S::lanes), top1);
+  }
+  R top[2 * S::lanes];
+  S::store(top, top0);
+  S::store(top + S::lanes, top1);
+  bool raised = false;
+  for (int64_t lane = 0; lane < 2 * S::lanes; ++lane) raised |= top[lane] != a.state->m[lane];
+  if (raised) raise_maximum<Bytes>(a, top);
+  if (a.columns > 0) {
+    add_exponentials<Bytes, true>(a);
+  } else {
+    add_exponentials<Bytes, false>(a);
+  }
+}
+
+ARTENT_ISA_DISPATCH(update_tile, OnlineTile<float>, update_states)
+ARTENT_ISA_DISPATCH(update_tile, OnlineTile<double>, update_states)
+
+// What one thread needs; reused from block to block.
+template <typename T>
+struct ForwardWorkspace {
+  using R = Accumulator<T>;
+  std::vector<R> packed, keys, values, result;
+  std::vector<R> s = std::vector<R>(size_t(kChunk * kMaxGroupRows));
+  Sight<R> sight{false, group_rows<R>(), {}};
+  std::vector<OnlineLanes<R>> states;
+  std::vector<Interval> seen;  // by each group
+};
+
+template <typename T>
+void forward_block(const Forward& p, int64_t b, int64_t h, int64_t block, ForwardWorkspace<T>& w) {
+  using R = Accumulator<T>;
+  const Shape& n = p.a.shape;
+  const Owned<R> own = owned<R>(b, h, block, n.queries);
+  const int64_t columns = p.value.columns, size = columns * own.lanes;
+  pack_block<T>(p.a.query, p.a.query_strides, own, h, n.dim, R(p.a.scale), w.packed);
+  w.states.assign(size_t(own.groups()), OnlineLanes<R>());
+  w.result.assign(size_t(own.groups() * size), R(0));
+  const Interval all = w.sight.look(p.a, b, h, own.first, own.rows);
+  w.seen.assign(size_t(own.groups()), Interval{0, 0});
+  for (int64_t i = 0; i < own.rows; ++i) w.seen[i / own.lanes] = hull(w.seen[i / own.lanes], w.sight.queries[i]);
+
+  for (int64_t j0 = all.start; j0 < all.end; j0 += kChunk) {
+    const Interval chunk{j0, std::min(j0 + kChunk, all.end)};
+    const Rows<R> keys =
+        rows_of<T>(p.a.key, p.a.key_strides, b, h / (n.heads / n.key_heads), j0, chunk.end - j0, n.dim, w.keys);
+    Rows<R> values{};
+    if (columns > 0)
+      values = rows_of<T>(p.value.data, p.value.strides, b, h / p.value.group, j0, chunk.end - j0, columns, w.values);
+    for (int64_t g = 0; g < own.groups(); ++g) {
+      const Interval part = chunk & w.seen[g];
+      if (part.empty()) continue;
+      const int64_t skip = part.start - j0, count = part.end - part.start;
+      const TileAt at{b, h, own.first + g * own.lanes, own.rows_in(g), part.start, count, g * own.lanes};
+      R* const result = w.result.data() + g * size;
+      logits(p.a, w.sight, at, Rows<R>{keys.data + skip * keys.stride, keys.stride},
+             w.packed.data() + g * own.lanes * n.dim, w.s.data());
+      update_tile(OnlineTile<R>{w.s.data(), count, &w.states[g], result, columns});
+      if (columns > 0)
+        combine(Rows<R>{values.data + skip * values.stride, values.stride}, count, columns, w.s.data(), result);
+    }
+  }
+
+  for (int64_t i = 0; i < own.rows; ++i) {
+    const int64_t lane = i % own.lanes, g = i / own.lanes, row = (b * n.heads + h) * n.queries + own.first + i;
+    const OnlineState<double> state = w.states[g].at(lane);
+    static_cast<R*>(p.lse)[row] = R(state.lse());
+    static_cast<R*>(p.entropy)[row] = R(state.entropy());
+    static_cast<R*>(p.purity)[row] = R(state.purity());
+    R* const result = w.result.data() + g * size + lane;
+    const R factor = state.empty() ? R(0) : R(1 / state.L);
+    for (int64_t c = 0; c < columns; ++c) {
+      narrow(factor * result[c * own.lanes], static_cast<T*>(p.out)[row * columns + c]);
+    }
+  }
+}
+
+}  // namespace artent::attention
