@@ -3,7 +3,13 @@
 from artent_ext import reference
 from artent_ext._native import build_info
 from artent_ext._version import __version__
-from artent_ext.attention import AttentionStats, attention_entropy, attention_stats
+from artent_ext.attention import (
+    AttentionStats,
+    attention_apply,
+    attention_entropy,
+    attention_stats,
+    scaled_dot_product_attention_with_stats,
+)
 from artent_ext.lowrank import svd_lowrank
 from artent_ext.operators import Operator
 from artent_ext.rsvd import RSVD, rsvd
@@ -13,10 +19,12 @@ __all__ = [
     "Operator",
     "RSVD",
     "__version__",
+    "attention_apply",
     "attention_entropy",
     "attention_stats",
     "build_info",
     "reference",
     "rsvd",
+    "scaled_dot_product_attention_with_stats",
     "svd_lowrank",
 ]

@@ -7,16 +7,27 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["attention_probabilities", "attention_stats", "truncated_svd"]
+__all__ = [
+    "attention_apply",
+    "attention_logits",
+    "attention_probabilities",
+    "attention_stats",
+    "scaled_dot_product_attention_with_stats",
+    "truncated_svd",
+]
 
 
-def attention_logits(query, key, *, attn_mask=None, key_range=None, diagonal=None, scale=None):
-    """Masked logits s, (..., H, T_q, T_k); hidden keys are −inf. Arguments as the op's, see ``attention_stats``."""
+def attention_logits(query, key, *, attn_mask=None, key_range=None, diagonal=None, scale=None, softcap=None):
+    """Masked logits s, (..., H, T_q, T_k); hidden keys are −inf.
+
+    Arguments as in :func:`artent_ext.attention_stats`, which says more ways which keys are seen; here a query i sees
+    keys j ≤ i + ``diagonal`` within its ``key_range``, where the mask lets it.
+    """
     if scale is None:
         scale = query.shape[-1] ** -0.5
-    if query.dim() > 2 and key.shape[-3] != query.shape[-3]:
-        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], dim=-3)
-    s = (query @ key.mT) * scale
+    s = (query @ _for_query_heads(query, key).mT) * scale
+    if softcap is not None:
+        s = softcap * torch.tanh(s / softcap)
     rows = torch.arange(query.shape[-2], device=query.device)[:, None]
     keys = torch.arange(key.shape[-2], device=query.device)[None, :]
     visible = torch.ones_like(s, dtype=torch.bool)
@@ -32,6 +43,13 @@ def attention_logits(query, key, *, attn_mask=None, key_range=None, diagonal=Non
         else:
             s = s + attn_mask.to(s.dtype)
     return s.masked_fill(~visible, float("-inf"))
+
+
+def _for_query_heads(query, x):
+    """x (..., H_k, T_k, ·) with a head for every query head."""
+    if query.dim() == 2 or x.shape[-3] == query.shape[-3]:
+        return x
+    return x.repeat_interleave(query.shape[-3] // x.shape[-3], dim=-3)
 
 
 def attention_probabilities(query, key, **options):
@@ -55,6 +73,18 @@ def attention_stats(query, key, **options):
     else:
         lse = s.new_full(s.shape[:-1], float("-inf"))
     return lse, -(p * log_p).sum(-1), p.square().sum(-1)
+
+
+def attention_apply(query, key, x, *, transpose=False, **options):
+    """A·x, or Aᵀ·x with ``transpose``; x has a head for every query head. Source: docs/math.md §4."""
+    A = attention_probabilities(query, key, **options)
+    return (A.mT if transpose else A) @ x
+
+
+def scaled_dot_product_attention_with_stats(query, key, value, **options):
+    """(A·value, (lse, entropy, purity)); value (..., H_k, T_k, c) is shared by groups of query heads as key is."""
+    out = attention_apply(query, key, _for_query_heads(query, value), **options)
+    return out, attention_stats(query, key, **options)
 
 
 def truncated_svd(A, rank=None, *, tol=None):
