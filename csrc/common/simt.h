@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "host_device.h"
 
@@ -14,6 +15,8 @@ template <class T>
 struct alignas(16) Vec4 {
   T x[4];
 };
+
+struct Tf32 {};  // float's exponent, ten bits of mantissa; tensor cores do not look at the other thirteen
 
 // What a span takes of the arena: the next one starts on a vector's boundary.
 template <class T>
@@ -26,6 +29,8 @@ ARTENT_HOST_DEVICE constexpr int span_bytes(int count) {
 #if defined(__CUDACC__)
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+
+#include "simt_tensor.h"
 
 namespace artent::simt {
 
@@ -107,6 +112,11 @@ class SharedArena {
     T* data = reinterpret_cast<T*>(next_);
     next_ += span_bytes<T>(count);
     return SharedSpan<T>(data, count);
+  }
+  __device__ __forceinline__ SharedPanel panel(int rows, int pitch) {
+    SharedPanel panel(next_, rows, pitch);
+    next_ += rows * pitch * 16;
+    return panel;
   }
 
  private:

@@ -49,3 +49,10 @@ def planted(build):
     from simt_driver import Driver
 
     return Driver(build("planted_driver.cpp"))
+
+
+@pytest.fixture(scope="session")
+def planted_tensor(build):
+    from simt_driver import Driver
+
+    return Driver(build("planted_tensor_driver.cpp"))

@@ -26,6 +26,7 @@ class Shadow {
     Word& word = words_[index];
     const Access present = now();
     if (!word.written) return "uninitialised";
+    if (word.in_flight) return "read before its copy was waited for";
     if (unordered(word.write, present)) return fault(word.write, present, "written and read");
     Access& read = word.read;
     if (read.thread == kNobody || (read.epoch != present.epoch && read.block == present.block)) {
@@ -41,11 +42,22 @@ class Shadow {
   const char* write(size_t index) {
     Word& word = words_[index];
     const Access present = now();
+    if (word.in_flight) return "written while a copy to it is under way";
     if (unordered(word.write, present)) return fault(word.write, present, "written twice");
     if (unordered(word.read, present)) return fault(word.read, present, "read and written");
     word.write = present;
     word.written = true;
     return nullptr;
+  }
+  // An asynchronous copy writes at some time between its start and the thread's wait for it.
+  const char* start_copy(size_t index) {
+    const char* what = write(index);
+    words_[index].in_flight = true;
+    return what;
+  }
+  const char* end_copy(size_t index) {
+    words_[index].in_flight = false;
+    return write(index);
   }
   // The other thread of the last fault.
   std::string other() const { return other_ == kMany ? "several" : std::to_string(other_); }
@@ -59,7 +71,7 @@ class Shadow {
   };
   struct Word {
     Access write, read;  // the last write; the reads since the last barrier
-    bool written = false;
+    bool written = false, in_flight = false;
   };
   std::vector<Word> words_;
   int other_ = kNobody;
@@ -110,6 +122,18 @@ class SharedMemory {
     std::memcpy(base() + at, &value, sizeof(T));
   }
 
+  // A chunk of 16 bytes that a copy will fill; NaN until it has.
+  void start_copy(int at) {
+    for (int word = at / 4; word < at / 4 + 4; ++word)
+      if (const char* what = shadow_.start_copy(word)) fault(what, word);
+    std::memset(base() + at, 0xff, 16);
+  }
+  void end_copy(int at, const unsigned char* bytes) {
+    for (int word = at / 4; word < at / 4 + 4; ++word)
+      if (const char* what = shadow_.end_copy(word)) fault(what, word);
+    std::memcpy(base() + at, bytes, 16);
+  }
+
  private:
   struct alignas(16) Line {
     unsigned char bytes[16];
@@ -125,6 +149,8 @@ class SharedMemory {
     if (std::string(what) == "uninitialised")
       fail("thread ", machine.thread(), " of block ", machine.block, " reads uninitialised shared memory, byte ",
            4 * word);
+    if (std::string(what).find("copy") != std::string::npos)
+      fail("shared memory is ", what, ", thread ", machine.thread(), " of block ", machine.block, ", byte ", 4 * word);
     fail("shared-memory race: ", what, " by thread ", shadow_.other(), " and thread ", machine.thread(),
          " with no barrier between, block ", machine.block, ", byte ", 4 * word);
   }
@@ -157,6 +183,13 @@ class GlobalMemory {
     if (buffer.use == Use::output) fail("the kernel reads its output ", buffer.name);
     if (buffer.use == Use::scratch) touch<T>(buffer, p, &Shadow::read);
     return *p;
+  }
+
+  // The source of a copy of 16 bytes or fewer.
+  void copy(void* to, const void* p, size_t bytes) {
+    Buffer& buffer = find(p, bytes, 16, "copies");
+    if (buffer.use != Use::input) fail("the kernel copies from ", buffer.name, ", which is not an input");
+    std::memcpy(to, p, bytes);
   }
 
   // An output element belongs to one thread of one block.

@@ -163,6 +163,12 @@ class GlobalSpan {
   }
 };
 
+}  // namespace artent::simt
+
+#include "shim_tensor.h"
+
+namespace artent::simt {
+
 class SharedArena {
  public:
   template <class Tile>
@@ -181,6 +187,13 @@ class SharedArena {
       fail("the kernel takes ", next_, " bytes of shared memory, the launch gives ", shared_memory.size());
     return SharedSpan<T>(at, count);
   }
+  SharedPanel panel(int rows, int pitch) {
+    const int at = next_;
+    next_ += rows * pitch * 16;
+    if (next_ > shared_memory.size())
+      fail("the kernel takes ", next_, " bytes of shared memory, the launch gives ", shared_memory.size());
+    return SharedPanel(at, rows, pitch);
+  }
 
  private:
   int next_ = 0;
@@ -192,7 +205,12 @@ inline void launch(int64_t blocks, int threads, int shared_bytes, uint64_t seed,
   blockDim.x = unsigned(threads);
   global_memory.start_launch();
   machine.launch(
-      blocks, threads, seed, kernel, [&] { shared_memory.reset(shared_bytes); },
+      blocks, threads, seed, kernel,
+      [&] {
+        shared_memory.reset(shared_bytes);
+        boards.reset(threads);
+        copies.reset(threads);
+      },
       [](int64_t block, int thread) {
         blockIdx.x = unsigned(block);
         threadIdx.x = unsigned(thread);
