@@ -110,18 +110,20 @@ def _apply_context(ctx, inputs, output):
 
 def _apply_backward(ctx, grad):
     query, key, x, lse, out, *masks = ctx.saved_tensors
-    grad_x = grad_query = grad_key = None
+    product = grad_query = grad_key = None
     if ctx.needs_input_grad[2] or (ctx.of_A and ctx.transpose):
-        grad_x = ops.attention_apply(query, key, grad, lse, not ctx.transpose, *masks, *ctx.numbers)
+        g = grad.to(lse.dtype) if ctx.of_A and ctx.transpose else grad  # delta below is a difference's small part
+        product = ops.attention_apply(query, key, g, lse, not ctx.transpose, *masks, *ctx.numbers)
     if ctx.of_A:
-        # Σ_j A_ij ∂/∂A_ij is grad·(A x) of A x, and x·(A grad) of Aᵀ x.
-        grad_out, value, out = (x, grad, grad_x) if ctx.transpose else (grad, x, out)
+        # delta = Σ_j A_ij ∂/∂A_ij is grad·(A x) for A x, and x·(A grad) for Aᵀ x.
+        grad_out, value, out = (x, grad, product) if ctx.transpose else (grad, x, out)
         delta = _row_products(grad_out, out)
         q, k = query.to(x.dtype), key.to(x.dtype)  # of float32 columns nothing is rounded to half precision
         grads = ops.attention_backward(
             grad_out, value, delta, None, None, None, q, k, lse, lse, lse, *masks, *ctx.numbers, False
         )
         grad_query, grad_key = grads[0].to(query.dtype), grads[1].to(key.dtype)
+    grad_x = product.to(grad.dtype) if ctx.needs_input_grad[2] else None
     return grad_query, grad_key, grad_x, *(None,) * 7
 
 

@@ -247,6 +247,7 @@ def _with_dropout(arguments, value, dropout_p):
             f"dropout_p={dropout_p} with softcap={softcap}: torch's attention, which does the dropout, has no soft "
             "cap; pass dropout_p=0.0 (is the module in training mode? Gemma 2 has no attention dropout)"
         )
+    grouped = {} if query.shape[1] == key.shape[1] else {"enable_gqa": True}  # while tracing it may not be symbolic
     causal = diagonal == 0 and attn_mask is None and key_range is None
     return F.scaled_dot_product_attention(
         query,
@@ -256,5 +257,5 @@ def _with_dropout(arguments, value, dropout_p):
         dropout_p=dropout_p,
         is_causal=causal,
         scale=scale,
-        enable_gqa=query.shape[1] != key.shape[1],
+        **grouped,
     )
