@@ -5,7 +5,8 @@
 
 namespace artent::attention {
 
-// Logits become probabilities e^{s − lse}; the lse of an empty row is +∞ here, so that its probabilities are zero.
+// Logits become probabilities 2^{s − lse}, both in units of ln 2; the lse of an empty row is +∞ here, so that its
+// probabilities are zero.
 template <typename R>
 struct ProbabilityTile {
   R* s;
@@ -17,26 +18,40 @@ struct ProbabilityTile {
 template <int Bytes, typename R>
 ARTENT_INLINE void exponentiate(const ProbabilityTile<R>& a) {
   using S = Simd<R, Bytes>;
-  for (int64_t v = 0; v < 2; ++v) {
-    auto lse = S::load(a.lse + v * S::lanes);
-    for (int64_t r = 0; r < a.n; ++r) {
-      R* const at = a.s + (2 * r + v) * S::lanes;
-      if (!a.by_lane) lse = S::splat(a.lse[r]);
-      S::store(at, S::exp_nonpositive(S::load(at) - lse));
+  using V = typename S::V;
+  constexpr int kRows = 2;
+  V lse[2 * kRows];
+  for (int i = 0; i < 2 * kRows; ++i) lse[i] = S::load(a.lse + i % 2 * S::lanes);
+  int64_t r = 0;
+  for (; r + kRows <= a.n; r += kRows) {
+    R* const at = a.s + 2 * r * S::lanes;
+    V x[2 * kRows], p[2 * kRows];
+    for (int i = 0; i < 2 * kRows; ++i) {
+      if (!a.by_lane) lse[i] = S::splat(a.lse[r + i / 2]);
+      x[i] = S::load(at + i * S::lanes) - lse[i];
     }
+    S::exp2_nonpositive(x, p);
+    for (int i = 0; i < 2 * kRows; ++i) S::store(at + i * S::lanes, p[i]);
+  }
+  for (; r < a.n; ++r) {
+    R* const at = a.s + 2 * r * S::lanes;
+    V x[2], p[2];
+    for (int v = 0; v < 2; ++v) x[v] = S::load(at + v * S::lanes) - (a.by_lane ? lse[v] : S::splat(a.lse[r]));
+    S::exp2_nonpositive(x, p);
+    for (int v = 0; v < 2; ++v) S::store(at + v * S::lanes, p[v]);
   }
 }
 
 ARTENT_ISA_DISPATCH(probabilities, ProbabilityTile<float>, exponentiate)
 ARTENT_ISA_DISPATCH(probabilities, ProbabilityTile<double>, exponentiate)
 
-// lse of `count` queries from `at` on, +∞ for −∞, with room for a group's last lanes.
+// lse of `count` queries from `at` on in units of ln 2, +∞ for −∞, with room for a group's last lanes.
 template <typename R>
 void load_lse(const void* lse, int64_t at, int64_t count, std::vector<R>& out) {
   out.assign(size_t(count + kMaxGroupRows), R(0));
   const R* p = static_cast<const R*>(lse) + at;
   for (int64_t i = 0; i < count; ++i) {
-    out[i] = p[i] == -std::numeric_limits<R>::infinity() ? std::numeric_limits<R>::infinity() : p[i];
+    out[i] = lse_to_subtract(p[i]);
   }
 }
 
@@ -60,9 +75,9 @@ void apply_block(const Apply& p, int64_t b, int64_t h, int64_t block, ApplyWorks
   const int64_t size = columns * own.lanes;
   w.sight.owns_keys = kTranspose;
   if (kTranspose) {
-    pack_block<T>(p.a.key, p.a.key_strides, own, hk, n.dim, R(p.a.scale), w.packed);
+    pack_block<T>(p.a.key, p.a.key_strides, own, hk, n.dim, packing_factor(p.a), w.packed);
   } else {
-    pack_block<T>(p.a.query, p.a.query_strides, own, h, n.dim, R(p.a.scale), w.packed);
+    pack_block<T>(p.a.query, p.a.query_strides, own, h, n.dim, packing_factor(p.a), w.packed);
     load_lse(p.lse, row0 + own.first, own.rows, w.lse);
   }
   w.result.assign(size_t(own.groups() * size), R(0));

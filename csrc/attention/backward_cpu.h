@@ -6,23 +6,23 @@
 
 namespace artent::attention {
 
-// ∂loss/∂s = p·(base + slope·ln p + curve·p + dP) with ln p = s − lse: what a row brings, one number a lane or a row.
-// base = g_lse − g_H·H − 2 g_P·P − delta, slope = −g_H, curve = 2 g_P.
+// ∂loss/∂s = p·(base + slope·log₂ p + curve·p + dP) with log₂ p = s − lse: what a row brings, one number a lane or a
+// row. base = g_lse − g_H·H − 2 g_P·P − delta, slope = −g_H ln 2, curve = 2 g_P.
 template <typename R>
 struct RowTerms {
   std::vector<R> lse, base, slope, curve;
 
-  // Of `count` queries from row `at` on; an empty row's lse is +∞ here, which makes its probabilities zero.
+  // Of `count` queries from row `at` on.
   void load(const Backward& p, int64_t at, int64_t count) {
     for (auto* x : {&lse, &base, &slope, &curve}) x->assign(size_t(count + kMaxGroupRows), R(0));
     const auto field = [at](const void* x, int64_t i) {
       return x == nullptr ? R(0) : static_cast<const R*>(x)[at + i];
     };
     for (int64_t i = 0; i < count; ++i) {
-      const R g_H = field(p.grad_entropy, i), g_P = field(p.grad_purity, i), row_lse = field(p.lse, i);
-      lse[i] = row_lse == -std::numeric_limits<R>::infinity() ? std::numeric_limits<R>::infinity() : row_lse;
+      const R g_H = field(p.grad_entropy, i), g_P = field(p.grad_purity, i);
+      lse[i] = lse_to_subtract(field(p.lse, i));
       base[i] = field(p.grad_lse, i) - g_H * field(p.entropy, i) - 2 * g_P * field(p.purity, i) - field(p.delta, i);
-      slope[i] = -g_H;
+      slope[i] = R(-kLn2) * g_H;
       curve[i] = 2 * g_P;
     }
   }
@@ -58,9 +58,11 @@ ARTENT_INLINE void differentiate(const GradientTile<R>& a) {
         slope = S::splat(a.slope[r]);
         curve = S::splat(a.curve[r]);
       }
-      const V log_p = S::load(a.s + i) - lse;
-      const V p = S::exp_nonpositive(log_p);
-      V inner = base + slope * log_p + curve * p;
+      const V log2_p[1] = {S::load(a.s + i) - lse};
+      V probability[1];
+      S::exp2_nonpositive(log2_p, probability);
+      const V p = probability[0];
+      V inner = base + slope * log2_p[0] + curve * p;
       if (a.through_value != nullptr) inner += S::load(a.through_value + i);
       if (a.capped != nullptr) {
         const V u = S::load(a.capped + i) / a.cap;
@@ -103,7 +105,7 @@ void gradient_tile(const Backward& p, const Owned<Accumulator<T>>& own, int64_t 
   const RowTerms<R>& t = w.terms;
   gradients(GradientTile<R>{w.s.data(), count, t.lse.data() + term, t.base.data() + term, t.slope.data() + term,
                             t.curve.data() + term, !w.sight.owns_keys, through_value ? w.through_value.data() : nullptr,
-                            capped ? w.capped.data() : nullptr, R(p.a.softcap),
+                            capped ? w.capped.data() : nullptr, R(p.a.softcap * kLog2e),
                             with_probability ? w.probability.data() : nullptr});
 }
 
@@ -122,9 +124,9 @@ void backward_query_block(const Backward& p, int64_t b, int64_t h, int64_t block
   const Owned<R> own = owned<R>(b, h, block, n.queries);
   const int64_t size = n.dim * own.lanes;
   w.sight.owns_keys = false;
-  pack_block<T>(p.a.query, p.a.query_strides, own, h, n.dim, R(p.a.scale), w.packed);
+  pack_block<T>(p.a.query, p.a.query_strides, own, h, n.dim, packing_factor(p.a), w.packed);
   const bool through_value = p.grad_out.data != nullptr;
-  if (through_value) pack_block<T>(p.grad_out.data, p.grad_out.strides, own, h, columns, R(1), w.packed_value);
+  if (through_value) pack_block<T>(p.grad_out.data, p.grad_out.strides, own, h, columns, 1.0, w.packed_value);
   w.terms.load(p, row0 + own.first, own.rows);
   w.result.assign(size_t(own.groups() * size), R(0));
   const Interval all = w.sight.look(p.a, b, h, own.first, own.rows);
@@ -162,12 +164,12 @@ void backward_key_block(const Backward& p, int64_t b, int64_t hk, int64_t block,
   const int64_t size = n.dim * own.lanes, value_size = columns * own.lanes;
   const bool through_value = p.grad_out.data != nullptr, with_value = p.grad_value != nullptr;
   w.sight.owns_keys = true;
-  pack_block<T>(p.a.key, p.a.key_strides, own, hk, n.dim, R(p.a.scale), w.packed);
+  pack_block<T>(p.a.key, p.a.key_strides, own, hk, n.dim, packing_factor(p.a), w.packed);
   w.result.assign(size_t(own.groups() * size), R(0));
   for (int64_t h = hk * group; h < (hk + 1) * group; ++h) {
     const bool first_of_value = h % p.value.group == 0;
     if (through_value && first_of_value) {
-      pack_block<T>(p.value.data, p.value.strides, own, h / p.value.group, columns, R(1), w.packed_value);
+      pack_block<T>(p.value.data, p.value.strides, own, h / p.value.group, columns, 1.0, w.packed_value);
       w.result_value.assign(size_t(own.groups() * value_size), R(0));
     }
     for (int64_t i0 = 0; i0 < n.queries; i0 += kChunk) {

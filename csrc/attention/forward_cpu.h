@@ -7,6 +7,7 @@
 namespace artent::attention {
 
 // The running states of a group's rows, lane by lane. Sums over a chunk are the accumulator's, sums over chunks double.
+// Logits are in units of ln 2 here, and so are m and t: OnlineState's, but for the factor.
 template <typename R>
 struct OnlineLanes {
   R m[kMaxGroupRows];
@@ -16,16 +17,22 @@ struct OnlineLanes {
     std::fill(m, m + kMaxGroupRows, kHidden<R>);
     for (double* sum : {L, t, L2}) std::fill(sum, sum + kMaxGroupRows, 0.0);
   }
-  OnlineState<double> at(int64_t lane) const { return {m[lane], L[lane], t[lane], L2[lane]}; }
-  void put(int64_t lane, const OnlineState<double>& state) {
-    m[lane] = R(state.m);
+  OnlineState<double> at(int64_t lane) const { return {natural(m[lane]), L[lane], t[lane] * kLn2, L2[lane]}; }
+
+  // The sums of a lane, relative to a larger maximum; returns the factor that they took.
+  double raise(int64_t lane, R top) {
+    OnlineState<double> state = at(lane);
+    const double before = state.L;
+    state.shift_to(natural(top));
+    m[lane] = top;
     L[lane] = state.L;
-    t[lane] = state.t;
+    t[lane] = state.t * kLog2e;
     L2[lane] = state.L2;
+    return before == 0 ? 0 : state.L / before;
   }
 };
 
-// A tile of n×lanes logits, streamed into the states. With columns > 0 the tile becomes e^{s−m} and the result
+// A tile of n×lanes logits, streamed into the states. With columns > 0 the tile becomes 2^{s−m} and the result
 // (columns × lanes) follows the maximum.
 template <typename R>
 struct OnlineTile {
@@ -40,13 +47,9 @@ template <int Bytes, typename R>
 ARTENT_INLINE void raise_maximum(const OnlineTile<R>& a, const R* top) {
   using S = Simd<R, Bytes>;
   R alpha[2 * S::lanes];
-  for (int64_t lane = 0; lane < 2 * S::lanes; ++lane) {
-    OnlineState<double> state = a.state->at(lane);
-    alpha[lane] = state.m == kHidden<double> ? R(0) : R(std::exp(state.m - double(top[lane])));
-    state.shift_to(top[lane]);
-    a.state->put(lane, state);
-  }
-  for (int64_t v = 0; v < 2; ++v) {
+  for (int64_t lane = 0; lane < 2 * S::lanes; ++lane)
+    alpha[lane] = top[lane] == a.state->m[lane] ? R(1) : R(a.state->raise(lane, top[lane]));
+  for (int64_t v = 0; v < 2 && a.columns > 0; ++v) {
     const auto factor = S::load(alpha + v * S::lanes);
     for (int64_t c = 0; c < a.columns; ++c) {
       R* const at = a.result + (2 * c + v) * S::lanes;
@@ -55,29 +58,40 @@ ARTENT_INLINE void raise_maximum(const OnlineTile<R>& a, const R* top) {
   }
 }
 
+// kRows rows of the tile at once, both vectors of each.
+template <int Bytes, bool kKeep, int kRows, typename R, typename V>
+ARTENT_INLINE void add_rows(R* at, const V (&m)[2], V (&L)[2], V (&t)[2], V (&L2)[2]) {
+  using S = Simd<R, Bytes>;
+  V x[2 * kRows], e[2 * kRows];
+  for (int i = 0; i < 2 * kRows; ++i)
+    x[i] = S::clamp_exponent(S::load(at + i * S::lanes) - m[i % 2]);  // finite: 0·x is 0
+  S::exp2_clamped(x, e);
+  for (int i = 0; i < 2 * kRows; ++i) {
+    L[i % 2] += e[i];
+    t[i % 2] += e[i] * x[i];
+    L2[i % 2] += e[i] * e[i];
+    if (kKeep) S::store(at + i * S::lanes, e[i]);
+  }
+}
+
 template <int Bytes, bool kKeep, typename R>
 ARTENT_INLINE void add_exponentials(const OnlineTile<R>& a) {
   using S = Simd<R, Bytes>;
   using V = typename S::V;
-  for (int64_t v = 0; v < 2; ++v) {
-    V m = S::load(a.state->m + v * S::lanes);
-    m = (m == S::splat(kHidden<R>)) ? S::splat(0) : m;  // nothing seen yet: s − m is −∞, not NaN
-    V L = {}, t = {}, L2 = {};
-    for (int64_t r = 0; r < a.n; ++r) {
-      R* const at = a.s + (2 * r + v) * S::lanes;
-      const V x = S::clamp_exponent(S::load(at) - m);  // finite: 0·x is 0
-      const V e = S::exp_clamped(x);
-      L += e;
-      t += e * x;
-      L2 += e * e;
-      if (kKeep) S::store(at, e);
-    }
-    for (int64_t i = 0; i < S::lanes; ++i) {
-      a.state->L[v * S::lanes + i] += L[i];
-      a.state->t[v * S::lanes + i] += t[i];
-      a.state->L2[v * S::lanes + i] += L2[i];
-    }
+  V m[2], L[2] = {}, t[2] = {}, L2[2] = {};
+  for (int v = 0; v < 2; ++v) {
+    m[v] = S::load(a.state->m + v * S::lanes);
+    m[v] = (m[v] == S::splat(kHidden<R>)) ? S::splat(0) : m[v];  // nothing seen yet: s − m is −∞, not NaN
   }
+  int64_t r = 0;
+  for (; r + 2 <= a.n; r += 2) add_rows<Bytes, kKeep, 2>(a.s + 2 * r * S::lanes, m, L, t, L2);
+  if (r < a.n) add_rows<Bytes, kKeep, 1>(a.s + 2 * r * S::lanes, m, L, t, L2);
+  for (int v = 0; v < 2; ++v)
+    for (int64_t i = 0; i < S::lanes; ++i) {
+      a.state->L[v * S::lanes + i] += L[v][i];
+      a.state->t[v * S::lanes + i] += t[v][i];
+      a.state->L2[v * S::lanes + i] += L2[v][i];
+    }
 }
 
 template <int Bytes, typename R>
@@ -122,7 +136,7 @@ void forward_block(const Forward& p, int64_t b, int64_t h, int64_t block, Forwar
   const Shape& n = p.a.shape;
   const Owned<R> own = owned<R>(b, h, block, n.queries);
   const int64_t columns = p.value.columns, size = columns * own.lanes;
-  pack_block<T>(p.a.query, p.a.query_strides, own, h, n.dim, R(p.a.scale), w.packed);
+  pack_block<T>(p.a.query, p.a.query_strides, own, h, n.dim, packing_factor(p.a), w.packed);
   w.states.assign(size_t(own.groups()), OnlineLanes<R>());
   w.result.assign(size_t(own.groups() * size), R(0));
   const Interval all = w.sight.look(p.a, b, h, own.first, own.rows);

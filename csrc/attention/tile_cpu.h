@@ -91,12 +91,13 @@ Rows<Accumulator<T>> rows_of(const void* x, const Strides4& s, int64_t b, int64_
 
 // packed (dim × lanes) = factor · rows i0 … of x, transposed; lanes past the last row hold zeros.
 template <typename T>
-void pack(const void* x, const Strides4& s, int64_t b, int64_t h, int64_t i0, int64_t rows, int64_t dim,
-          Accumulator<T> factor, Accumulator<T>* packed) {
+void pack(const void* x, const Strides4& s, int64_t b, int64_t h, int64_t i0, int64_t rows, int64_t dim, double factor,
+          Accumulator<T>* packed) {
   const int64_t lanes = group_rows<Accumulator<T>>();
   const T* p = static_cast<const T*>(x) + b * s.b + h * s.h + i0 * s.i;
   for (int64_t d = 0; d < dim; ++d) {
-    for (int64_t i = 0; i < rows; ++i) packed[d * lanes + i] = factor * widen(p[i * s.i + d * s.j]);
+    for (int64_t i = 0; i < rows; ++i)
+      packed[d * lanes + i] = Accumulator<T>(factor * double(widen(p[i * s.i + d * s.j])));
     std::fill(packed + d * lanes + rows, packed + (d + 1) * lanes, Accumulator<T>(0));
   }
 }
@@ -126,7 +127,7 @@ Owned<R> owned(int64_t b, int64_t h, int64_t block, int64_t length) {
 // A block's rows, packed group after group.
 template <typename T>
 void pack_block(const void* x, const Strides4& s, const Owned<Accumulator<T>>& own, int64_t h, int64_t dim,
-                Accumulator<T> factor, std::vector<Accumulator<T>>& packed) {
+                double factor, std::vector<Accumulator<T>>& packed) {
   packed.resize(size_t(own.groups() * own.lanes * dim));
   for (int64_t g = 0; g < own.groups(); ++g) {
     pack<T>(x, s, own.b, h, own.first + g * own.lanes, own.rows_in(g), dim, factor,

@@ -53,72 +53,101 @@ struct Simd {
     return s;
   }
 
-  // Both to about one unit in the last place; NaN stays NaN.
-  static ARTENT_INLINE V clamp_exponent(V x);  // max(x, the argument whose exponential is returned as 0)
-  static ARTENT_INLINE V exp_clamped(V x);     // e^x for a clamped x ≤ 0 (or a little above)
-  static ARTENT_INLINE V exp_nonpositive(V x) { return exp_clamped(clamp_exponent(x)); }
+  // To about one unit in the last place; NaN stays NaN.
+  static ARTENT_INLINE V clamp_exponent(V x);  // max(x, the argument whose power is returned as 0)
+  // 2^x for clamped x ≤ 0 (or a little above). Several at once, step by step: one alone is a chain of dependent
+  // multiply-adds that leaves most of a core idle.
+  template <int kCount>
+  static ARTENT_INLINE void exp2_clamped(const V (&x)[kCount], V (&e)[kCount]);
+  template <int kCount>
+  static ARTENT_INLINE void exp2_nonpositive(const V (&x)[kCount], V (&e)[kCount]);
   static ARTENT_INLINE V tanh(V x);
 
  private:
-  // x = n ln 2 + r with |r| ≤ ln 2 / 2, by Cody and Waite: n, 2ⁿ, and (e^r − 1) / r.
-  struct Reduced {
-    V two_n, r, quotient;
-  };
-  static ARTENT_INLINE Reduced reduce(V clamped);
+  // x = n + f with |f| ≤ ½, both exact: 2ⁿ, f and (2^f − 1)/f.
+  template <int kCount>
+  static ARTENT_INLINE void reduce(const V (&clamped)[kCount], V (&two_n)[kCount], V (&f)[kCount],
+                                   V (&quotient)[kCount]);
 };
 
-// Cody–Waite split of ln 2, the argument −bias·ln 2 at which 2ⁿ gets the exponent of zero, and the Taylor polynomial
-// 1/k! whose error for |r| ≤ ln2/2 is below half a unit in the last place.
+constexpr double kLog2e = 1.44269504088896340736, kLn2 = 0.69314718055994530942;
+
+// −bias is the argument at which 2ⁿ gets the exponent of zero; c are the coefficients of (2^f − 1)/f. float: least
+// squares of the relative error of 2^f at Chebyshev's points, each coefficient rounded before the next is fitted; below
+// 4e-9. double: Taylor's, (ln 2)^{k+1}/(k+1)!.
 template <typename R>
 struct ExpConstants;
 template <>
 struct ExpConstants<float> {
-  static constexpr float ln2_hi = 0.693359375f, ln2_lo = -2.12194440e-4f, lowest = -88.03f, magic = 12582912.0f;
-  static constexpr int degree = 7, bias = 127, mantissa = 23;
-  static constexpr float taylor[] = {1.0f, 1.0f, 1.0f / 2, 1.0f / 6, 1.0f / 24, 1.0f / 120, 1.0f / 720, 1.0f / 5040};
+  static constexpr float magic = 12582912.0f;
+  static constexpr int bias = 127, mantissa = 23, count = 6;
+  static constexpr float c[count] = {0.693147182f,   0.240226448f,   0.0555035882f,
+                                     0.00961883739f, 0.00133913278f, 0.000152398628f};
 };
 template <>
 struct ExpConstants<double> {
-  static constexpr double ln2_hi = 6.93147180369123816490e-01, ln2_lo = 1.90821492927058770002e-10, lowest = -709.09,
-                          magic = 6755399441055744.0;
-  static constexpr int degree = 13, bias = 1023, mantissa = 52;
-  static constexpr double taylor[] = {
-      1.0,        1.0,         1.0 / 2,      1.0 / 6,       1.0 / 24,       1.0 / 120,       1.0 / 720,
-      1.0 / 5040, 1.0 / 40320, 1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800.0};
+  static constexpr double magic = 6755399441055744.0;
+  static constexpr int bias = 1023, mantissa = 52, count = 14;
+  static constexpr double c[count] = {0.6931471805599453,     0.24022650695910072,    0.05550410866482158,
+                                      0.009618129107628477,   0.0013333558146428443,  0.0001540353039338161,
+                                      1.5252733804059841e-05, 1.321548679014431e-06,  1.01780860092397e-07,
+                                      7.054911620801123e-09,  4.4455382718708116e-10, 2.5678435993488206e-11,
+                                      1.3691488853904128e-12, 6.778726354822545e-14};
 };
 
 template <typename R, int Bytes>
 ARTENT_INLINE typename Simd<R, Bytes>::V Simd<R, Bytes>::clamp_exponent(V x) {
-  const V lowest = splat(ExpConstants<R>::lowest);
-  return max(lowest, x);  // x where it is NaN
+  return max(splat(-ExpConstants<R>::bias), x);  // x where it is NaN
 }
 
 template <typename R, int Bytes>
-ARTENT_INLINE typename Simd<R, Bytes>::Reduced Simd<R, Bytes>::reduce(V clamped) {
+template <int kCount>
+ARTENT_INLINE void Simd<R, Bytes>::reduce(const V (&x)[kCount], V (&two_n)[kCount], V (&f)[kCount],
+                                          V (&quotient)[kCount]) {
   using C = ExpConstants<R>;
-  const V shifted = clamped * R(1.44269504088896340736) + C::magic;  // round to nearest by the magic number
-  const V n = shifted - C::magic;
-  const V r = (clamped - n * C::ln2_hi) - n * C::ln2_lo;
-  V y = splat(C::taylor[C::degree]);
-  for (int k = C::degree - 1; k >= 1; --k) y = y * r + C::taylor[k];
-  const I exponent = (__builtin_convertvector(n, I) + C::bias) << C::mantissa;
-  V two_n;
-  __builtin_memcpy(&two_n, &exponent, sizeof(two_n));
-  return {two_n, r, y};
+  V n[kCount], square[kCount];
+  for (int i = 0; i < kCount; ++i) n[i] = x[i] + C::magic;  // rounds to an integer
+  for (int i = 0; i < kCount; ++i) n[i] -= C::magic;
+  for (int i = 0; i < kCount; ++i) f[i] = x[i] - n[i];
+  for (int i = 0; i < kCount; ++i) square[i] = f[i] * f[i];
+  // Pairs of terms, then Horner in f².
+  for (int i = 0; i < kCount; ++i) quotient[i] = C::c[C::count - 1] * f[i] + C::c[C::count - 2];
+  for (int k = C::count - 4; k >= 0; k -= 2) {
+    V pair[kCount];
+    for (int i = 0; i < kCount; ++i) pair[i] = C::c[k + 1] * f[i] + C::c[k];
+    for (int i = 0; i < kCount; ++i) quotient[i] = quotient[i] * square[i] + pair[i];
+  }
+  for (int i = 0; i < kCount; ++i) {
+    const I exponent = (__builtin_convertvector(n[i], I) + C::bias) << C::mantissa;
+    __builtin_memcpy(&two_n[i], &exponent, sizeof(exponent));
+  }
 }
 
 template <typename R, int Bytes>
-ARTENT_INLINE typename Simd<R, Bytes>::V Simd<R, Bytes>::exp_clamped(V x) {
-  const Reduced e = reduce(x);
-  return (e.quotient * e.r + R(1)) * e.two_n;
+template <int kCount>
+ARTENT_INLINE void Simd<R, Bytes>::exp2_clamped(const V (&x)[kCount], V (&e)[kCount]) {
+  V two_n[kCount], f[kCount], quotient[kCount];
+  reduce(x, two_n, f, quotient);
+  for (int i = 0; i < kCount; ++i) e[i] = quotient[i] * f[i] + R(1);
+  for (int i = 0; i < kCount; ++i) e[i] *= two_n[i];
+}
+
+template <typename R, int Bytes>
+template <int kCount>
+ARTENT_INLINE void Simd<R, Bytes>::exp2_nonpositive(const V (&x)[kCount], V (&e)[kCount]) {
+  V clamped[kCount];
+  for (int i = 0; i < kCount; ++i) clamped[i] = clamp_exponent(x[i]);
+  exp2_clamped(clamped, e);
 }
 
 // −E/(E + 2) with E = e^{−2|x|} − 1, which is formed without cancellation.
 template <typename R, int Bytes>
 ARTENT_INLINE typename Simd<R, Bytes>::V Simd<R, Bytes>::tanh(V x) {
   const V twice = (x > 0) ? R(-2) * x : R(2) * x;
-  const Reduced e = reduce(clamp_exponent(twice));
-  const V E = e.quotient * e.r * e.two_n + (e.two_n - R(1));
+  const V argument[1] = {clamp_exponent(twice * R(kLog2e))};
+  V two_n[1], f[1], quotient[1];
+  reduce(argument, two_n, f, quotient);
+  const V E = quotient[0] * f[0] * two_n[0] + (two_n[0] - R(1));
   const V positive = -E / (E + R(2));
   return (x > 0) ? positive : -positive;
 }
