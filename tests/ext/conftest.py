@@ -1,4 +1,4 @@
-"""Fixtures: every attention sample, every op of the family, every dtype."""
+"""Fixtures: a seed, every attention sample, every op of the family, every dtype."""
 
 from __future__ import annotations
 
@@ -22,3 +22,9 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 @pytest.fixture(params=DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 def dtype(request):
     return request.param
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    """The same numbers every time, and for every test alone."""
+    torch.manual_seed(0)

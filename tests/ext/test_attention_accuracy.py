@@ -1,7 +1,7 @@
 """Every attention op against float64 truth, values and gradients: at most twice a materialised computation's error.
 
-That is the reference in float32, its results rounded to the op's dtype. For float64 its error stands scaled by the ratio
-of the two units in the last place; truth is no better there, so its own error comes on top.
+That is the reference in float32, its results rounded to the op's dtype. For float64 its error stands scaled by the
+ratio of the two units in the last place; truth is no better there, so its own error comes on top.
 """
 
 import math

@@ -70,6 +70,25 @@ def test_a_second_derivative_is_refused(op):
         grad.sum().backward()
 
 
+NAMES = {"stats": "attention_stats", "forward": "scaled_dot_product_attention_with_stats"}
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_derivatives_other_than_autograds_are_refused_and_not_zero(op, which):
+    inputs = [torch.randn(1, 1, 6, 4) for _ in range(2 if op == "stats" else 3)]
+    if which >= len(inputs):
+        return
+
+    def function(x):
+        return ours(op, [*inputs[:which], x, *inputs[which + 1 :]], {})[0]
+
+    name = NAMES.get(op, "attention_apply")
+    with pytest.raises(NotImplementedError, match=f"{name} has no forward-mode derivative"):
+        torch.func.jvp(function, (inputs[which],), (inputs[which],))
+    with pytest.raises(NotImplementedError, match=f"{name} has no torch.func derivative"):
+        torch.func.grad(lambda x: function(x).sum())(inputs[which])
+
+
 def _saved(function):
     """Bytes that autograd keeps for a backward."""
     total = []

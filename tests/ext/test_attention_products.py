@@ -55,7 +55,7 @@ def test_output_is_that_of_torchs_attention(dtype):
         true = F.scaled_dot_product_attention(query.double(), key.double(), value.double(), **exact)
         assert (out.dtype, out.shape) == (theirs.dtype, theirs.shape)
         rounding = (16 if dtype == torch.float64 else 2) * torch.finfo(dtype).eps * true.abs().max()
-        assert (out - true).abs().max() <= (theirs - true).abs().max() + rounding
+        assert (out - true).abs().max() <= 2 * (theirs - true).abs().max() + rounding
         seen = stats.lse.isfinite()
         assert torch.equal(out[~seen], theirs[~seen])  # 0 where a row sees no key
         for a, b in zip(stats, attention_stats(query, key, **options), strict=True):
