@@ -1,17 +1,17 @@
 // A·x of one block of queries, or Aᵀ·x of one block of keys, on the CPU, from the stored lse. docs/math.md §4.
 #pragma once
 
-#include "logits_cpu.h"
+#include "lse_cpu.h"
 
 namespace artent::attention {
 
-// Logits become probabilities 2^{s − lse}, both in units of ln 2; the lse of an empty row is +∞ here, so that its
+// Logits become probabilities e^{s − lse}; the lse of an empty row is +∞ here, so that its
 // probabilities are zero.
 template <typename R>
 struct ProbabilityTile {
   R* s;
   int64_t n;
-  const R* lse;  // of every lane, or of every streamed row
+  const R *lse, *low;  // of every lane, or of every streamed row; low in units of ln 2
   bool by_lane;
 };
 
@@ -19,24 +19,30 @@ template <int Bytes, typename R>
 ARTENT_INLINE void exponentiate(const ProbabilityTile<R>& a) {
   using S = Simd<R, Bytes>;
   using V = typename S::V;
-  constexpr int kRows = 2;
-  V lse[2 * kRows];
-  for (int i = 0; i < 2 * kRows; ++i) lse[i] = S::load(a.lse + i % 2 * S::lanes);
+  constexpr R log2e = R(kLog2e);
+  V lse[2], low[2];
+  for (int v = 0; v < 2; ++v) {
+    lse[v] = S::load(a.lse + v * S::lanes);
+    low[v] = S::load(a.low + v * S::lanes);
+  }
   int64_t r = 0;
-  for (; r + kRows <= a.n; r += kRows) {
+  for (; r + 2 <= a.n; r += 2) {
     R* const at = a.s + 2 * r * S::lanes;
-    V x[2 * kRows], p[2 * kRows];
-    for (int i = 0; i < 2 * kRows; ++i) {
-      if (!a.by_lane) lse[i] = S::splat(a.lse[r + i / 2]);
-      x[i] = S::load(at + i * S::lanes) - lse[i];
+    V x[4], p[4];
+    for (int i = 0; i < 4; ++i) {
+      const V l = a.by_lane ? lse[i % 2] : S::splat(a.lse[r + i / 2]);
+      x[i] = (S::load(at + i * S::lanes) - l) * log2e - (a.by_lane ? low[i % 2] : S::splat(a.low[r + i / 2]));
     }
     S::exp2_nonpositive(x, p);
-    for (int i = 0; i < 2 * kRows; ++i) S::store(at + i * S::lanes, p[i]);
+    for (int i = 0; i < 4; ++i) S::store(at + i * S::lanes, p[i]);
   }
   for (; r < a.n; ++r) {
     R* const at = a.s + 2 * r * S::lanes;
     V x[2], p[2];
-    for (int v = 0; v < 2; ++v) x[v] = S::load(at + v * S::lanes) - (a.by_lane ? lse[v] : S::splat(a.lse[r]));
+    for (int v = 0; v < 2; ++v) {
+      const V l = a.by_lane ? lse[v] : S::splat(a.lse[r]);
+      x[v] = (S::load(at + v * S::lanes) - l) * log2e - (a.by_lane ? low[v] : S::splat(a.low[r]));
+    }
     S::exp2_nonpositive(x, p);
     for (int v = 0; v < 2; ++v) S::store(at + v * S::lanes, p[v]);
   }
@@ -45,13 +51,14 @@ ARTENT_INLINE void exponentiate(const ProbabilityTile<R>& a) {
 ARTENT_ISA_DISPATCH(probabilities, ProbabilityTile<float>, exponentiate)
 ARTENT_ISA_DISPATCH(probabilities, ProbabilityTile<double>, exponentiate)
 
-// lse of `count` queries from `at` on in units of ln 2, +∞ for −∞, with room for a group's last lanes.
+// Of `count` queries from `at` on, with room for a group's last lanes.
 template <typename R>
-void load_lse(const void* lse, int64_t at, int64_t count, std::vector<R>& out) {
-  out.assign(size_t(count + kMaxGroupRows), R(0));
-  const R* p = static_cast<const R*>(lse) + at;
+void load_lse(const RowLse<R>& rows, int64_t at, int64_t count, std::vector<R>& lse, std::vector<R>& low) {
+  lse.assign(size_t(count + kMaxGroupRows), R(0));
+  low.assign(size_t(count + kMaxGroupRows), R(0));
   for (int64_t i = 0; i < count; ++i) {
-    out[i] = lse_to_subtract(p[i]);
+    lse[i] = rows.subtracted(at + i);
+    low[i] = R(kLog2e) * rows.low[at + i];
   }
 }
 
@@ -59,7 +66,7 @@ void load_lse(const void* lse, int64_t at, int64_t count, std::vector<R>& out) {
 template <typename T, typename X>
 struct ApplyWorkspace {
   using R = Accumulator<T>;
-  std::vector<R> packed, streamed, x, result, lse;
+  std::vector<R> packed, streamed, x, result, lse, low;
   std::vector<R> s = std::vector<R>(size_t(kChunk * kMaxGroupRows));
   Sight<R> sight{false, group_rows<R>(), {}};
   std::vector<Interval> seen;
@@ -67,7 +74,8 @@ struct ApplyWorkspace {
 
 // Result of the block: kTranspose owns keys and streams queries.
 template <bool kTranspose, typename T, typename X>
-void apply_block(const Apply& p, int64_t b, int64_t h, int64_t block, ApplyWorkspace<T, X>& w) {
+void apply_block(const Apply& p, const RowLse<Accumulator<T>>& rows, const ScaledQueries<Accumulator<T>>& queries,
+                 int64_t b, int64_t h, int64_t block, ApplyWorkspace<T, X>& w) {
   using R = Accumulator<T>;
   const Shape& n = p.a.shape;
   const int64_t hk = h / (n.heads / n.key_heads), columns = p.x.columns, row0 = (b * n.heads + h) * n.queries;
@@ -75,10 +83,10 @@ void apply_block(const Apply& p, int64_t b, int64_t h, int64_t block, ApplyWorks
   const int64_t size = columns * own.lanes;
   w.sight.owns_keys = kTranspose;
   if (kTranspose) {
-    pack_block<T>(p.a.key, p.a.key_strides, own, hk, n.dim, packing_factor(p.a), w.packed);
+    pack_block<T>(p.a.key, p.a.key_strides, own, hk, n.dim, 1.0, w.packed);
   } else {
-    pack_block<T>(p.a.query, p.a.query_strides, own, h, n.dim, packing_factor(p.a), w.packed);
-    load_lse(p.lse, row0 + own.first, own.rows, w.lse);
+    pack_block<T>(p.a.query, p.a.query_strides, own, h, n.dim, p.a.scale, w.packed);
+    load_lse(rows, row0 + own.first, own.rows, w.lse, w.low);
   }
   w.result.assign(size_t(own.groups() * size), R(0));
 
@@ -94,11 +102,10 @@ void apply_block(const Apply& p, int64_t b, int64_t h, int64_t block, ApplyWorks
     if (kTranspose) {
       const Interval keys = w.sight.look(p.a, b, h, first, length);
       if ((keys & Interval{own.first, own.first + own.rows}).empty()) continue;
-      load_lse(p.lse, row0 + first, length, w.lse);
+      load_lse(rows, row0 + first, length, w.lse, w.low);
     }
-    const Rows<R> streamed = kTranspose
-                                 ? rows_of<T>(p.a.query, p.a.query_strides, b, h, first, length, n.dim, w.streamed)
-                                 : rows_of<T>(p.a.key, p.a.key_strides, b, hk, first, length, n.dim, w.streamed);
+    const Rows<R> streamed = kTranspose ? queries.from(b, h, first)
+                                        : rows_of<T>(p.a.key, p.a.key_strides, b, hk, first, length, n.dim, w.streamed);
     const Rows<R> x = rows_of<X>(p.x.data, p.x.strides, b, h, first, length, columns, w.x);
     for (int64_t g = 0; g < own.groups(); ++g) {
       const int64_t own_first = own.first + g * own.lanes;
@@ -109,8 +116,8 @@ void apply_block(const Apply& p, int64_t b, int64_t h, int64_t block, ApplyWorks
       const TileAt at{b, h, own_first, own.rows_in(g), part.start, count, kTranspose ? skip : g * own.lanes};
       logits(p.a, w.sight, at, Rows<R>{streamed.data + skip * streamed.stride, streamed.stride},
              w.packed.data() + g * own.lanes * n.dim, w.s.data());
-      probabilities(
-          ProbabilityTile<R>{w.s.data(), count, w.lse.data() + (kTranspose ? skip : g * own.lanes), !kTranspose});
+      const int64_t term = kTranspose ? skip : g * own.lanes;
+      probabilities(ProbabilityTile<R>{w.s.data(), count, w.lse.data() + term, w.low.data() + term, !kTranspose});
       combine(Rows<R>{x.data + skip * x.stride, x.stride}, count, columns, w.s.data(), w.result.data() + g * size);
     }
   }

@@ -61,16 +61,40 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_forward(Tensor query, Tenso
   return {*call.out, call.lse, call.entropy, call.purity};
 }
 
+// Every row's lse, with what it lacks where that matters.
+template <typename T>
+RowLse<Accumulator<T>> refined(const Logits& a, const void* lse) {
+  RowLse<Accumulator<T>> rows(lse, a.shape);
+  for_each_block<ForwardWorkspace<T>>(
+      a.shape.batch, a.shape.heads, blocks(a.shape.queries, kBlock),
+      [&](int64_t b, int64_t h, int64_t block, ForwardWorkspace<T>& w) { refine_block<T>(a, b, h, block, rows, w); });
+  return rows;
+}
+
+template <typename T>
+ScaledQueries<Accumulator<T>> scaled_queries(const Logits& a) {
+  ScaledQueries<Accumulator<T>> queries(a.shape);
+  const Shape& n = a.shape;
+  torch::stable::parallel_for(0, n.batch * n.heads * blocks(n.queries, kBlock), 1, [&](int64_t begin, int64_t end) {
+    const int64_t count = blocks(n.queries, kBlock);
+    for (int64_t item = begin; item < end; ++item)
+      queries.template fill<T>(a, item / count / n.heads, item / count % n.heads, item % count);
+  });
+  return queries;
+}
+
 template <typename T, typename X>
 void run_apply(const Apply& p) {
   using Workspace = ApplyWorkspace<T, X>;
   const Shape& n = p.a.shape;
+  const auto rows = refined<T>(p.a, p.lse);
+  const auto queries = p.transpose ? scaled_queries<T>(p.a) : ScaledQueries<Accumulator<T>>(Shape{});
   for_each_block<Workspace>(n.batch, n.heads, blocks(p.transpose ? n.keys : n.queries, kBlock),
                             [&](int64_t b, int64_t h, int64_t block, Workspace& w) {
                               if (p.transpose) {
-                                apply_block<true>(p, b, h, block, w);
+                                apply_block<true>(p, rows, queries, b, h, block, w);
                               } else {
-                                apply_block<false>(p, b, h, block, w);
+                                apply_block<false>(p, rows, queries, b, h, block, w);
                               }
                             });
 }
@@ -100,12 +124,16 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(
     using T = decltype(element);
     using Workspace = BackwardWorkspace<T>;
     const Shape& n = call.p.a.shape;
-    for_each_block<Workspace>(
-        n.batch, n.heads, blocks(n.queries, kBlock),
-        [&](int64_t b, int64_t h, int64_t block, Workspace& w) { backward_query_block<T>(call.p, b, h, block, w); });
-    for_each_block<Workspace>(
-        n.batch, n.key_heads, blocks(n.keys, kBlock),
-        [&](int64_t b, int64_t hk, int64_t block, Workspace& w) { backward_key_block<T>(call.p, b, hk, block, w); });
+    const auto rows = refined<T>(call.p.a, call.p.lse);
+    const auto queries = scaled_queries<T>(call.p.a);
+    for_each_block<Workspace>(n.batch, n.heads, blocks(n.queries, kBlock),
+                              [&](int64_t b, int64_t h, int64_t block, Workspace& w) {
+                                backward_query_block<T>(call.p, rows, b, h, block, w);
+                              });
+    for_each_block<Workspace>(n.batch, n.key_heads, blocks(n.keys, kBlock),
+                              [&](int64_t b, int64_t hk, int64_t block, Workspace& w) {
+                                backward_key_block<T>(call.p, rows, queries, b, hk, block, w);
+                              });
   });
   return {call.grad_query, call.grad_key, call.grad_value};
 }

@@ -2,27 +2,28 @@
 // values) over all query heads that read them. docs/math.md §4.
 #pragma once
 
-#include "logits_cpu.h"
+#include "lse_cpu.h"
 
 namespace artent::attention {
 
-// ∂loss/∂s = p·(base + slope·log₂ p + curve·p + dP) with log₂ p = s − lse: what a row brings, one number a lane or a
-// row. base = g_lse − g_H·H − 2 g_P·P − delta, slope = −g_H ln 2, curve = 2 g_P.
+// ∂loss/∂s = p·(base + slope·ln p + curve·p + dP) with ln p = s − lse − low: what a row brings, one number a lane or a
+// row. base = g_lse − g_H·H − 2 g_P·P − delta, slope = −g_H, curve = 2 g_P.
 template <typename R>
 struct RowTerms {
-  std::vector<R> lse, base, slope, curve;
+  std::vector<R> lse, low, base, slope, curve;
 
   // Of `count` queries from row `at` on.
-  void load(const Backward& p, int64_t at, int64_t count) {
-    for (auto* x : {&lse, &base, &slope, &curve}) x->assign(size_t(count + kMaxGroupRows), R(0));
+  void load(const Backward& p, const RowLse<R>& rows, int64_t at, int64_t count) {
+    for (auto* x : {&lse, &low, &base, &slope, &curve}) x->assign(size_t(count + kMaxGroupRows), R(0));
     const auto field = [at](const void* x, int64_t i) {
       return x == nullptr ? R(0) : static_cast<const R*>(x)[at + i];
     };
     for (int64_t i = 0; i < count; ++i) {
       const R g_H = field(p.grad_entropy, i), g_P = field(p.grad_purity, i);
-      lse[i] = lse_to_subtract(field(p.lse, i));
+      lse[i] = rows.subtracted(at + i);
+      low[i] = rows.low[at + i];
       base[i] = field(p.grad_lse, i) - g_H * field(p.entropy, i) - 2 * g_P * field(p.purity, i) - field(p.delta, i);
-      slope[i] = R(-kLn2) * g_H;
+      slope[i] = -g_H;
       curve[i] = 2 * g_P;
     }
   }
@@ -33,7 +34,7 @@ template <typename R>
 struct GradientTile {
   R* s;
   int64_t n;
-  const R *lse, *base, *slope, *curve;  // of every lane, or of every streamed row
+  const R *lse, *low, *base, *slope, *curve;  // of every lane, or of every streamed row
   bool by_lane;
   const R* through_value;  // dP = ⟨grad_out, value⟩, or null
   const R* capped;         // logits after the cap and before the mask, or null
@@ -48,21 +49,22 @@ ARTENT_INLINE void differentiate(const GradientTile<R>& a) {
   const V none = S::splat(0);
   for (int64_t v = 0; v < 2; ++v) {
     const int64_t at = v * S::lanes;
-    V lse = S::load(a.lse + at), base = S::load(a.base + at), slope = S::load(a.slope + at),
+    V lse = S::load(a.lse + at), low = S::load(a.low + at), base = S::load(a.base + at), slope = S::load(a.slope + at),
       curve = S::load(a.curve + at);
     for (int64_t r = 0; r < a.n; ++r) {
       const int64_t i = (2 * r + v) * S::lanes;
       if (!a.by_lane) {
         lse = S::splat(a.lse[r]);
+        low = S::splat(a.low[r]);
         base = S::splat(a.base[r]);
         slope = S::splat(a.slope[r]);
         curve = S::splat(a.curve[r]);
       }
-      const V log2_p[1] = {S::load(a.s + i) - lse};
+      const V log_p = (S::load(a.s + i) - lse) - low, log2_p[1] = {log_p * R(kLog2e)};
       V probability[1];
       S::exp2_nonpositive(log2_p, probability);
       const V p = probability[0];
-      V inner = base + slope * log2_p[0] + curve * p;
+      V inner = base + slope * log_p + curve * p;
       if (a.through_value != nullptr) inner += S::load(a.through_value + i);
       if (a.capped != nullptr) {
         const V u = S::load(a.capped + i) / a.cap;
@@ -97,16 +99,16 @@ void gradient_tile(const Backward& p, const Owned<Accumulator<T>>& own, int64_t 
   using R = Accumulator<T>;
   const int64_t count = part.end - part.start, columns = p.value.columns;
   const TileAt at{own.b, h, own.first + g * own.lanes, own.rows_in(g), part.start, count, query0};
-  const bool capped = p.a.softcap > 0, through_value = p.grad_out.data != nullptr;
+  const bool capped = p.a.softcap > 0, through_value = p.value.columns > 0;
   logits(p.a, w.sight, at, streamed, w.packed.data() + g * own.lanes * p.a.shape.dim, w.s.data(),
          capped ? w.capped.data() : nullptr);
   if (through_value)
     dots(values, count, columns, w.packed_value.data() + g * own.lanes * columns, w.through_value.data());
   const RowTerms<R>& t = w.terms;
-  gradients(GradientTile<R>{w.s.data(), count, t.lse.data() + term, t.base.data() + term, t.slope.data() + term,
-                            t.curve.data() + term, !w.sight.owns_keys, through_value ? w.through_value.data() : nullptr,
-                            capped ? w.capped.data() : nullptr, R(p.a.softcap * kLog2e),
-                            with_probability ? w.probability.data() : nullptr});
+  gradients(GradientTile<R>{w.s.data(), count, t.lse.data() + term, t.low.data() + term, t.base.data() + term,
+                            t.slope.data() + term, t.curve.data() + term, !w.sight.owns_keys,
+                            through_value ? w.through_value.data() : nullptr, capped ? w.capped.data() : nullptr,
+                            R(p.a.softcap), with_probability ? w.probability.data() : nullptr});
 }
 
 template <typename R>
@@ -116,7 +118,8 @@ Rows<R> from(Rows<R> rows, int64_t skip) {
 
 // ∂loss/∂query of one block of queries: scale · ds · K.
 template <typename T>
-void backward_query_block(const Backward& p, int64_t b, int64_t h, int64_t block, BackwardWorkspace<T>& w) {
+void backward_query_block(const Backward& p, const RowLse<Accumulator<T>>& rows, int64_t b, int64_t h, int64_t block,
+                          BackwardWorkspace<T>& w) {
   using R = Accumulator<T>;
   const Shape& n = p.a.shape;
   const int64_t hk = h / (n.heads / n.key_heads), columns = p.value.columns;
@@ -124,10 +127,10 @@ void backward_query_block(const Backward& p, int64_t b, int64_t h, int64_t block
   const Owned<R> own = owned<R>(b, h, block, n.queries);
   const int64_t size = n.dim * own.lanes;
   w.sight.owns_keys = false;
-  pack_block<T>(p.a.query, p.a.query_strides, own, h, n.dim, packing_factor(p.a), w.packed);
-  const bool through_value = p.grad_out.data != nullptr;
+  pack_block<T>(p.a.query, p.a.query_strides, own, h, n.dim, p.a.scale, w.packed);
+  const bool through_value = p.value.columns > 0;
   if (through_value) pack_block<T>(p.grad_out.data, p.grad_out.strides, own, h, columns, 1.0, w.packed_value);
-  w.terms.load(p, row0 + own.first, own.rows);
+  w.terms.load(p, rows, row0 + own.first, own.rows);
   w.result.assign(size_t(own.groups() * size), R(0));
   const Interval all = w.sight.look(p.a, b, h, own.first, own.rows);
   w.seen.assign(size_t(own.groups()), Interval{0, 0});
@@ -156,15 +159,17 @@ void backward_query_block(const Backward& p, int64_t b, int64_t h, int64_t block
 // ∂loss/∂key = scale · dsᵀ · Q and ∂loss/∂value = Aᵀ · grad_out of one block of keys, summed over the query heads that
 // share them (values of every query head are written head by head).
 template <typename T>
-void backward_key_block(const Backward& p, int64_t b, int64_t hk, int64_t block, BackwardWorkspace<T>& w) {
+void backward_key_block(const Backward& p, const RowLse<Accumulator<T>>& rows,
+                        const ScaledQueries<Accumulator<T>>& scaled, int64_t b, int64_t hk, int64_t block,
+                        BackwardWorkspace<T>& w) {
   using R = Accumulator<T>;
   const Shape& n = p.a.shape;
   const int64_t group = n.heads / n.key_heads, columns = p.value.columns;
   const Owned<R> own = owned<R>(b, hk, block, n.keys);
   const int64_t size = n.dim * own.lanes, value_size = columns * own.lanes;
-  const bool through_value = p.grad_out.data != nullptr, with_value = p.grad_value != nullptr;
+  const bool through_value = p.value.columns > 0, with_value = p.grad_value != nullptr;
   w.sight.owns_keys = true;
-  pack_block<T>(p.a.key, p.a.key_strides, own, hk, n.dim, packing_factor(p.a), w.packed);
+  pack_block<T>(p.a.key, p.a.key_strides, own, hk, n.dim, 1.0, w.packed);
   w.result.assign(size_t(own.groups() * size), R(0));
   for (int64_t h = hk * group; h < (hk + 1) * group; ++h) {
     const bool first_of_value = h % p.value.group == 0;
@@ -176,8 +181,8 @@ void backward_key_block(const Backward& p, int64_t b, int64_t hk, int64_t block,
       const int64_t length = std::min(kChunk, n.queries - i0);
       const Interval keys = w.sight.look(p.a, b, h, i0, length);
       if ((keys & Interval{own.first, own.first + own.rows}).empty()) continue;
-      w.terms.load(p, (b * n.heads + h) * n.queries + i0, length);
-      const Rows<R> queries = rows_of<T>(p.a.query, p.a.query_strides, b, h, i0, length, n.dim, w.streamed);
+      w.terms.load(p, rows, (b * n.heads + h) * n.queries + i0, length);
+      const Rows<R> queries = scaled.from(b, h, i0);
       Rows<R> grad_out{};
       if (through_value)
         grad_out = rows_of<T>(p.grad_out.data, p.grad_out.strides, b, h, i0, length, columns, w.streamed_value);
@@ -201,7 +206,7 @@ void backward_key_block(const Backward& p, int64_t b, int64_t hk, int64_t block,
   }
   T* const out = static_cast<T*>(p.grad_key) + ((b * n.key_heads + hk) * n.keys + own.first) * n.dim;
   for (int64_t g = 0; g < own.groups(); ++g)
-    unpack(w.result.data() + g * size, own.rows_in(g), n.dim, R(p.a.scale), out + g * own.lanes * n.dim);
+    unpack(w.result.data() + g * size, own.rows_in(g), n.dim, R(1), out + g * own.lanes * n.dim);
 }
 
 }  // namespace artent::attention

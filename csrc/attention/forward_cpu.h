@@ -7,7 +7,6 @@
 namespace artent::attention {
 
 // The running states of a group's rows, lane by lane. Sums over a chunk are the accumulator's, sums over chunks double.
-// Logits are in units of ln 2 here, and so are m and t: OnlineState's, but for the factor.
 template <typename R>
 struct OnlineLanes {
   R m[kMaxGroupRows];
@@ -17,22 +16,22 @@ struct OnlineLanes {
     std::fill(m, m + kMaxGroupRows, kHidden<R>);
     for (double* sum : {L, t, L2}) std::fill(sum, sum + kMaxGroupRows, 0.0);
   }
-  OnlineState<double> at(int64_t lane) const { return {natural(m[lane]), L[lane], t[lane] * kLn2, L2[lane]}; }
+  OnlineState<double> at(int64_t lane) const { return {m[lane], L[lane], t[lane], L2[lane]}; }
 
   // The sums of a lane, relative to a larger maximum; returns the factor that they took.
   double raise(int64_t lane, R top) {
     OnlineState<double> state = at(lane);
     const double before = state.L;
-    state.shift_to(natural(top));
+    state.shift_to(top);
     m[lane] = top;
     L[lane] = state.L;
-    t[lane] = state.t * kLog2e;
+    t[lane] = state.t;
     L2[lane] = state.L2;
     return before == 0 ? 0 : state.L / before;
   }
 };
 
-// A tile of n×lanes logits, streamed into the states. With columns > 0 the tile becomes 2^{s−m} and the result
+// A tile of n×lanes logits, streamed into the states. With columns > 0 the tile becomes e^{s−m} and the result
 // (columns × lanes) follows the maximum.
 template <typename R>
 struct OnlineTile {
@@ -64,7 +63,7 @@ ARTENT_INLINE void add_rows(R* at, const V (&m)[2], V (&L)[2], V (&t)[2], V (&L2
   using S = Simd<R, Bytes>;
   V x[2 * kRows], e[2 * kRows];
   for (int i = 0; i < 2 * kRows; ++i)
-    x[i] = S::clamp_exponent(S::load(at + i * S::lanes) - m[i % 2]);  // finite: 0·x is 0
+    x[i] = S::clamp_exponent((S::load(at + i * S::lanes) - m[i % 2]) * R(kLog2e));  // finite: 0·x is 0
   S::exp2_clamped(x, e);
   for (int i = 0; i < 2 * kRows; ++i) {
     L[i % 2] += e[i];
@@ -89,7 +88,7 @@ ARTENT_INLINE void add_exponentials(const OnlineTile<R>& a) {
   for (int v = 0; v < 2; ++v)
     for (int64_t i = 0; i < S::lanes; ++i) {
       a.state->L[v * S::lanes + i] += L[v][i];
-      a.state->t[v * S::lanes + i] += t[v][i];
+      a.state->t[v * S::lanes + i] += kLn2 * double(t[v][i]);
       a.state->L2[v * S::lanes + i] += L2[v][i];
     }
 }
@@ -130,40 +129,48 @@ struct ForwardWorkspace {
   std::vector<Interval> seen;  // by each group
 };
 
+// The states of a block's rows, and Σ e^{s−m}·value beside them.
 template <typename T>
-void forward_block(const Forward& p, int64_t b, int64_t h, int64_t block, ForwardWorkspace<T>& w) {
+void stream_keys(const Logits& a, const Columns& value, const Owned<Accumulator<T>>& own, ForwardWorkspace<T>& w) {
   using R = Accumulator<T>;
-  const Shape& n = p.a.shape;
-  const Owned<R> own = owned<R>(b, h, block, n.queries);
-  const int64_t columns = p.value.columns, size = columns * own.lanes;
-  pack_block<T>(p.a.query, p.a.query_strides, own, h, n.dim, packing_factor(p.a), w.packed);
+  const Shape& n = a.shape;
+  const int64_t b = own.b, h = own.h, columns = value.columns, size = columns * own.lanes;
+  pack_block<T>(a.query, a.query_strides, own, h, n.dim, a.scale, w.packed);
   w.states.assign(size_t(own.groups()), OnlineLanes<R>());
   w.result.assign(size_t(own.groups() * size), R(0));
-  const Interval all = w.sight.look(p.a, b, h, own.first, own.rows);
+  const Interval all = w.sight.look(a, b, h, own.first, own.rows);
   w.seen.assign(size_t(own.groups()), Interval{0, 0});
   for (int64_t i = 0; i < own.rows; ++i) w.seen[i / own.lanes] = hull(w.seen[i / own.lanes], w.sight.queries[i]);
 
   for (int64_t j0 = all.start; j0 < all.end; j0 += kChunk) {
     const Interval chunk{j0, std::min(j0 + kChunk, all.end)};
     const Rows<R> keys =
-        rows_of<T>(p.a.key, p.a.key_strides, b, h / (n.heads / n.key_heads), j0, chunk.end - j0, n.dim, w.keys);
+        rows_of<T>(a.key, a.key_strides, b, h / (n.heads / n.key_heads), j0, chunk.end - j0, n.dim, w.keys);
     Rows<R> values{};
     if (columns > 0)
-      values = rows_of<T>(p.value.data, p.value.strides, b, h / p.value.group, j0, chunk.end - j0, columns, w.values);
+      values = rows_of<T>(value.data, value.strides, b, h / value.group, j0, chunk.end - j0, columns, w.values);
     for (int64_t g = 0; g < own.groups(); ++g) {
       const Interval part = chunk & w.seen[g];
       if (part.empty()) continue;
       const int64_t skip = part.start - j0, count = part.end - part.start;
       const TileAt at{b, h, own.first + g * own.lanes, own.rows_in(g), part.start, count, g * own.lanes};
       R* const result = w.result.data() + g * size;
-      logits(p.a, w.sight, at, Rows<R>{keys.data + skip * keys.stride, keys.stride},
+      logits(a, w.sight, at, Rows<R>{keys.data + skip * keys.stride, keys.stride},
              w.packed.data() + g * own.lanes * n.dim, w.s.data());
       update_tile(OnlineTile<R>{w.s.data(), count, &w.states[g], result, columns});
       if (columns > 0)
         combine(Rows<R>{values.data + skip * values.stride, values.stride}, count, columns, w.s.data(), result);
     }
   }
+}
 
+template <typename T>
+void forward_block(const Forward& p, int64_t b, int64_t h, int64_t block, ForwardWorkspace<T>& w) {
+  using R = Accumulator<T>;
+  const Shape& n = p.a.shape;
+  const Owned<R> own = owned<R>(b, h, block, n.queries);
+  const int64_t columns = p.value.columns, size = columns * own.lanes;
+  stream_keys<T>(p.a, p.value, own, w);
   for (int64_t i = 0; i < own.rows; ++i) {
     const int64_t lane = i % own.lanes, g = i / own.lanes, row = (b * n.heads + h) * n.queries + own.first + i;
     const OnlineState<double> state = w.states[g].at(lane);

@@ -1,8 +1,5 @@
-// A tile of logits on the CPU, in units of ln 2 (powers of two need no reduction by a multiple of ln 2): products, soft
-// cap, masks.
+// A tile of logits on the CPU: products, soft cap, masks.
 #pragma once
-
-#include <cmath>
 
 #include "tile_cpu.h"
 
@@ -43,30 +40,6 @@ ARTENT_INLINE void hide_rows(const Bounds<R>& a) {
 ARTENT_ISA_DISPATCH(hide, Bounds<float>, hide_rows)
 ARTENT_ISA_DISPATCH(hide, Bounds<double>, hide_rows)
 
-// What the packed group is multiplied by: scale, and the unit unless the soft cap is to bring it.
-inline double packing_factor(const Logits& a) {
-  return a.softcap > 0 ? a.scale : a.scale * kLog2e;
-}
-
-// A finite x in units of ln 2. The lowest numbers, which hide in additive masks, stay finite.
-template <typename R>
-R binary(R x) {
-  constexpr R largest = std::numeric_limits<R>::max();
-  const R y = x * R(kLog2e);
-  return std::abs(x) <= largest ? std::clamp(y, -largest, largest) : x;
-}
-template <typename R>
-double natural(R x) {
-  constexpr R largest = std::numeric_limits<R>::max();
-  return std::abs(x) == largest ? double(x) : double(x) * kLn2;
-}
-
-// What logits are reduced by for probabilities: lse, and +∞ for an empty row, which makes them zero.
-template <typename R>
-R lse_to_subtract(R lse) {
-  return lse == -std::numeric_limits<R>::infinity() ? -lse : binary(lse);
-}
-
 template <typename R>
 struct Cap {
   R* s;
@@ -77,8 +50,7 @@ struct Cap {
 template <int Bytes, typename R>
 ARTENT_INLINE void cap_logits(const Cap<R>& a) {
   using S = Simd<R, Bytes>;
-  for (int64_t i = 0; i < a.count; i += S::lanes)
-    S::store(a.s + i, a.cap * R(kLog2e) * S::tanh(S::load(a.s + i) / a.cap));
+  for (int64_t i = 0; i < a.count; i += S::lanes) S::store(a.s + i, a.cap * S::tanh(S::load(a.s + i) / a.cap));
 }
 
 ARTENT_ISA_DISPATCH(soften, Cap<float>, cap_logits)
@@ -155,13 +127,13 @@ void hide_invisible(const Logits& a, Sight<R>& sight, const TileAt& t, R* s) {
       const R* mask = static_cast<const R*>(v.mask) + at + lane * lane_step;
       for (int64_t r = 0; r < t.n; ++r) {
         if (column[r * sight.lanes] != -std::numeric_limits<R>::infinity())
-          column[r * sight.lanes] += binary(mask[r * row_step]);
+          column[r * sight.lanes] += mask[r * row_step];
       }
     }
   }
 }
 
-// s = cap(scale·⟨q, k⟩) + mask; the packed group carries packing_factor. Before the mask the capped logits are copied
+// s = cap(scale·⟨q, k⟩) + mask; the packed group carries the scale. Before the mask the capped logits are copied
 // to `capped` where it is not null.
 template <typename R>
 void logits(const Logits& a, Sight<R>& sight, const TileAt& t, Rows<R> streamed, const R* packed, R* s,

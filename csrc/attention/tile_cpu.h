@@ -102,6 +102,30 @@ void pack(const void* x, const Strides4& s, int64_t b, int64_t h, int64_t i0, in
   }
 }
 
+// scale · query in the accumulator's type, for tasks that stream queries past their keys: ⟨scale·q, k⟩ is then the same
+// number, bit for bit, whether queries or keys stand in the lanes, and so are the probabilities behind A·x and Aᵀ·x.
+template <typename R>
+struct ScaledQueries {
+  std::vector<R> data;
+  int64_t heads, queries, dim;
+
+  explicit ScaledQueries(const Shape& n)
+      : data(size_t(n.batch * n.heads * n.queries * n.dim)), heads(n.heads), queries(n.queries), dim(n.dim) {}
+
+  template <typename T>
+  void fill(const Logits& a, int64_t b, int64_t h, int64_t block) {
+    const Strides4& s = a.query_strides;
+    const T* p = static_cast<const T*>(a.query) + b * s.b + h * s.h;
+    for (int64_t i = block * kBlock; i < std::min(queries, (block + 1) * kBlock); ++i) {
+      R* const out = data.data() + ((b * heads + h) * queries + i) * dim;
+      for (int64_t d = 0; d < dim; ++d) out[d] = R(a.scale * double(widen(p[i * s.i + d * s.j])));
+    }
+  }
+  Rows<R> from(int64_t b, int64_t h, int64_t i0) const {
+    return {data.data() + ((b * heads + h) * queries + i0) * dim, dim};
+  }
+};
+
 // The first `rows` lanes of result (dim × lanes), times factor, as rows of out with stride `dim`.
 template <typename T, typename R>
 void unpack(const R* result, int64_t rows, int64_t dim, R factor, T* out) {

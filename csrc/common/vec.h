@@ -55,7 +55,8 @@ struct Simd {
 
   // To about one unit in the last place; NaN stays NaN.
   static ARTENT_INLINE V clamp_exponent(V x);  // max(x, the argument whose power is returned as 0)
-  // 2^x for clamped x ≤ 0 (or a little above). Several at once, step by step: one alone is a chain of dependent
+  // 2^x for clamped x ≤ 0 (or a little above): e^y is 2^(y·log₂e), whose reduction to |f| ≤ ½ is exact, where that of
+  // e^y by multiples of ln 2 costs two multiply-adds. Several at once, step by step: one alone is a chain of dependent
   // multiply-adds that leaves most of a core idle.
   template <int kCount>
   static ARTENT_INLINE void exp2_clamped(const V (&x)[kCount], V (&e)[kCount]);
