@@ -15,6 +15,12 @@ inline void check_cuda(cudaError_t error, const char* what) {
   STD_TORCH_CHECK(error == cudaSuccess, what, ": ", cudaGetErrorString(error));
 }
 
+inline int device_attribute(cudaDeviceAttr attribute, int device, const char* name) {
+  int value = 0;
+  check_cuda(cudaDeviceGetAttribute(&value, attribute, device), name);
+  return value;
+}
+
 // Runs kernel(params) on the current stream of the current device; a launch without blocks is no launch.
 template <class Params>
 void launch_cuda(void (*kernel)(Params), int64_t blocks, int threads, int shared_bytes, const Params& params,

@@ -84,6 +84,10 @@ class SharedPanel {
   __device__ __forceinline__ SharedPanel(unsigned char* bytes, int, int pitch)
       : bytes_(bytes), address_(static_cast<uint32_t>(__cvta_generic_to_shared(bytes))), pitch_(pitch) {}
 
+  // Its rows from `first`, `rows` of them.
+  __device__ __forceinline__ SharedPanel from(int first, int rows) const {
+    return SharedPanel(bytes_ + first * pitch_ * 16, rows, pitch_);
+  }
   __device__ __forceinline__ uint32_t word(int row, int word) const {
     return reinterpret_cast<const uint32_t*>(bytes_)[row * pitch_ * 4 + word];
   }

@@ -1,23 +1,37 @@
-// The kernels of csrc/attention/stats_kernel.cuh, launched on the simulated machine. Called from Python by ctypes.
-#include "attention/stats_kernel.cuh"
+// The kernels of csrc/attention, launched on the simulated machine as attention_run.cuh has it. Called from Python by
+// ctypes; one dtype a library, so that a test compiles what it runs.
+#include "attention/attention_run.cuh"
 
 namespace {
 
 using namespace artent::attention;
+using Element = ARTENT_ELEMENT;
 
-template <class Element, class Params>
-void run(const Launch& launch, void (*kernel)(Params), const Params& params, uint64_t seed) {
-  artent::simt::launch(launch.blocks, launch.threads, launch.shared_bytes, seed, [&] { kernel(params); });
-}
+struct Queue {
+  int count;  // multiprocessors: many of them make blocks share tiles
+  uint64_t seed;
+  std::vector<std::unique_ptr<float[]>> workspaces = {};
 
-template <class F>
-const char* with_dtype(const std::string& dtype, const F& f) {
+  int multiprocessors() const { return count; }
+  int shared_limit() const { return 163 * 1024; }
+  float* workspace(int64_t floats) {
+    workspaces.push_back(std::make_unique<float[]>(floats));
+    float* data = workspaces.back().get();
+    artent::simt::global_memory.add("workspace", data, sizeof(float) * floats, artent::simt::Use::scratch);
+    return data;
+  }
+  template <class Params>
+  void launch(void (*kernel)(Params), const Launch& launch, const Params& params) {
+    if (launch.blocks == 0) return;
+    artent::simt::launch(launch.blocks, launch.threads, launch.shared_bytes, seed, [&] { kernel(params); });
+  }
+};
+
+template <class Params>
+const char* run(void (*f)(Queue&, const Params&), const Params* p, int multiprocessors, uint64_t seed) {
   return artent::simt::report([&] {
-    if (dtype == "float32") return f(float{});
-    if (dtype == "float64") return f(double{});
-    if (dtype == "float16") return f(__half(0));
-    if (dtype == "bfloat16") return f(__nv_bfloat16(0));
-    artent::simt::fail("no such dtype: ", dtype);
+    Queue queue{multiprocessors, seed};
+    f(queue, *p);
   });
 }
 
@@ -25,25 +39,23 @@ const char* with_dtype(const std::string& dtype, const F& f) {
 
 extern "C" {
 
-const char* attention_stats(const char* dtype, const StatsForward* p, uint64_t seed) {
-  return with_dtype(dtype, [&](auto element) {
-    using Element = decltype(element);
-    run<Element>(forward_launch<Element>(p->shape), stats_forward_kernel<Element>, *p, seed);
-  });
+const char* attention_forward(const Forward* p, int multiprocessors, uint64_t seed) {
+  return run(run_forward<Element, Queue>, p, multiprocessors, seed);
+}
+const char* attention_apply(const Apply* p, int multiprocessors, uint64_t seed) {
+  return run(run_apply<Element, Queue>, p, multiprocessors, seed);
+}
+const char* attention_backward(const Backward* p, int multiprocessors, uint64_t seed) {
+  return run(run_backward<Element, Queue>, p, multiprocessors, seed);
 }
 
-const char* attention_stats_backward(const char* dtype, const StatsBackward* p, uint64_t seed) {
-  return with_dtype(dtype, [&](auto element) {
-    using Element = decltype(element);
-    run<Element>(backward_launch<Element, false>(p->shape), stats_backward_kernel<Element, false>, *p, seed);
-    run<Element>(backward_launch<Element, true>(p->shape), stats_backward_kernel<Element, true>, *p, seed);
-  });
+int sizeof_forward() {
+  return sizeof(Forward);
 }
-
-int sizeof_stats_forward() {
-  return sizeof(StatsForward);
+int sizeof_apply() {
+  return sizeof(Apply);
 }
-int sizeof_stats_backward() {
-  return sizeof(StatsBackward);
+int sizeof_backward() {
+  return sizeof(Backward);
 }
 }

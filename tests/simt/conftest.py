@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
@@ -20,9 +22,9 @@ def build(tmp_path_factory):
     compiler = os.environ.get("CXX") or shutil.which("g++") or "c++"
     folder = tmp_path_factory.mktemp("simt")
 
-    def compile_driver(source):
-        path = folder / f"{source}.so"
-        command = [compiler, *FLAGS, f"-I{HERE}", f"-I{CSRC}", str(HERE / source), "-o", str(path)]
+    def compile_driver(source, *flags):
+        path = folder / f"{source}{len(list(folder.iterdir()))}.so"
+        command = [compiler, *FLAGS, *flags, f"-I{HERE}", f"-I{CSRC}", str(HERE / source), "-o", str(path)]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
         return path
@@ -32,9 +34,18 @@ def build(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def attention(build):
+    """The driver of a dtype, compiled when it is first asked for."""
     from simt_attention import AttentionDriver
 
-    return AttentionDriver(build("attention_driver.cpp"))
+    types = {
+        torch.float32: "float",
+        torch.float64: "double",
+        torch.float16: "__half",
+        torch.bfloat16: "__nv_bfloat16",
+    }
+    return functools.cache(
+        lambda dtype: AttentionDriver(build("attention_driver.cpp", f"-DARTENT_ELEMENT={types[dtype]}"))
+    )
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 // csrc/common/simt_tensor.h with checks: matrix fragments, ldmatrix, asynchronous copies. The layouts are described
-// there; a product is exact in its factors and a float sum.
+// there. A product is exact, and so is a sum until it becomes a float: towards zero, as tensor cores do it (Ootomo and
+// Yokota, "Recovering single precision accuracy from Tensor Cores", 2022).
 #pragma once
 
 #include <array>
@@ -84,11 +85,17 @@ struct Elements<Tf32> {
   static void unpack(uint32_t word, float* out) { *out = from_bits(word & ~0x1fffu); }
 };
 
+inline float towards_zero(double x) {
+  const float nearest = float(x);
+  return std::fabs(double(nearest)) > std::fabs(x) ? std::nextafterf(nearest, 0.0f) : nearest;
+}
+
 // All lanes' words {a[4], b[4], left[4], right[4]}: replaces left and right by the products' sums.
 template <class T>
 __attribute__((optimize("O3"))) void multiply_board(Boards::Board& board) {
   constexpr int kPer = Elements<T>::kCount, kDepth = 8 * kPer;
-  float a[16][kDepth], b[kDepth][16], c[16][16];
+  float a[16][kDepth], b[kDepth][16];
+  double c[16][16];
   for (int lane = 0; lane < kWarp; ++lane) {
     const int g = lane / 4, t = lane % 4;
     const auto& words = board.lanes[lane];
@@ -103,11 +110,12 @@ __attribute__((optimize("O3"))) void multiply_board(Boards::Board& board) {
   }
   for (int i = 0; i < 16; ++i)
     for (int k = 0; k < kDepth; ++k)
-      for (int n = 0; n < 16; ++n) c[i][n] += a[i][k] * b[k][n];
+      for (int n = 0; n < 16; ++n) c[i][n] += double(a[i][k]) * double(b[k][n]);
   for (int lane = 0; lane < kWarp; ++lane)
     for (int w = 0; w < 4; ++w)
       for (int side = 0; side < 2; ++side)
-        board.lanes[lane][8 + 4 * side + w] = to_bits(c[lane / 4 + w / 2 * 8][side * 8 + 2 * (lane % 4) + w % 2]);
+        board.lanes[lane][8 + 4 * side + w] =
+            to_bits(towards_zero(c[lane / 4 + w / 2 * 8][side * 8 + 2 * (lane % 4) + w % 2]));
 }
 
 template <class T>
@@ -174,6 +182,10 @@ class SharedPanel {
  public:
   SharedPanel(int at, int rows, int pitch) : at_(at), rows_(rows), pitch_(pitch) {}
 
+  SharedPanel from(int first, int rows) const {
+    if (first + rows > rows_) fail("a shared panel of ", rows_, " rows has no ", rows, " from ", first);
+    return SharedPanel(at_ + first * pitch_ * 16, rows, pitch_);
+  }
   uint32_t word(int row, int word) const {
     return shared_memory.read<uint32_t>(chunk_at(row, word / 4) + word % 4 * 4);
   }
