@@ -10,8 +10,8 @@ from attention_samples import KINDS, OPS, SAMPLES
 def pytest_generate_tests(metafunc):
     if "sample" in metafunc.fixturenames:
         metafunc.parametrize("sample", SAMPLES, ids=lambda s: s.name)
-    if "kind" in metafunc.fixturenames:
-        metafunc.parametrize("kind", KINDS, ids=lambda s: s.name)
+    if "sample_kind" in metafunc.fixturenames:
+        metafunc.parametrize("sample_kind", KINDS, ids=lambda s: s.name)
     if "op" in metafunc.fixturenames:
         metafunc.parametrize("op", OPS)
 

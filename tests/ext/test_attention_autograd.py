@@ -129,9 +129,9 @@ def _native_call(op, kind, dtype):
     return native.attention_apply.default, (q, k, x, lse, op == "transposed", *rest)
 
 
-def test_opcheck(kind, op):
+def test_opcheck(sample_kind, op):
     for dtype in (torch.float32, torch.bfloat16):
-        torch.library.opcheck(*_native_call(op, kind, dtype))
+        torch.library.opcheck(*_native_call(op, sample_kind, dtype))
 
 
 def test_opcheck_of_the_backward():
