@@ -31,8 +31,9 @@ template <class Element, int kColumns>
 Launch forward_launch(const Forward& f, int shares) {
   using Tile = ForwardTile<Element, kColumns>;
   const Shape& n = f.a.shape;
-  return {n.batch * n.heads * divide_up(n.queries, Tile::kOwn) * shares, kThreads,
-          16 * (Tile::kOwn * own_pitch<Element>(n.dim) + 2 * Tile::kKeys * kSlicePitch) + Spans<Tile::kOwn>::kBytes};
+  return {
+      n.batch * n.heads * divide_up(n.queries, Tile::kOwn) * shares, kThreads,
+      16 * (Tile::kOwn * own_pitch<Element>(n.dim) + kRing * Tile::kKeys * kSlicePitch) + Spans<Tile::kOwn>::kBytes};
 }
 template <class Element, int kColumns>
 int forward_shares(const Forward& f, int multiprocessors) {
@@ -107,7 +108,7 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(const ForwardParam
   const Shape& n = a.shape;
   simt::SharedArena arena;
   const auto own = arena.panel(kOwn, own_pitch<Element>(n.dim));
-  const auto ring = arena.panel(2 * kKeys, kSlicePitch);  // two slices
+  const auto ring = arena.panel(kRing * kKeys, kSlicePitch);
   const auto spans = arena.take<Spans<kOwn>>();
 
   // The last queries first: under a diagonal they have the most to do.
@@ -132,18 +133,21 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(const ForwardParam
 
   const int steps = depth_steps<Element>(n.dim), depth_slices = divide_up(steps, kSliceSteps);
   const int slices = depth_slices + (kColumns ? divide_up(columns, kPerSlice<Element>) : 0);
-  int ahead = begin - 1, ahead_slice = slices, stage = 0;  // what is copied next, and where to
+  int ahead = begin - 1, ahead_slice = slices;  // what is copied next
+  int copy_stage = 0, work_stage = 0;           // slices of the ring
   const auto copy_ahead = [&] {
     if (ahead_slice == slices) ++ahead, ahead_slice = 0;
-    if (ahead >= end) return;
-    const bool of_value = kColumns && ahead_slice >= depth_slices;
-    const int slice = of_value ? ahead_slice - depth_slices : ahead_slice, column = slice * kPerSlice<Element>;
-    const int chunks =
-        of_value ? divide_up(columns - column, 16) * int(sizeof(Element)) : kStepChunks * (steps - kSliceSteps * slice);
-    load_slice<kKeys>(ring.from(stage * kKeys, kKeys), 0, chunks < kSliceChunks ? chunks : kSliceChunks,
-                      Rows<Element>(of_value ? p.f.value : keys, b, h, n.keys), ahead * kKeys, column);
-    simt::copy_commit();
-    ++ahead_slice;
+    if (ahead < end) {
+      const bool of_value = kColumns && ahead_slice >= depth_slices;
+      const int slice = of_value ? ahead_slice - depth_slices : ahead_slice, column = slice * kPerSlice<Element>;
+      const int chunks = of_value ? divide_up(columns - column, 16) * int(sizeof(Element))
+                                  : kStepChunks * (steps - kSliceSteps * slice);
+      load_slice<kKeys>(ring.from(copy_stage * kKeys, kKeys), 0, chunks < kSliceChunks ? chunks : kSliceChunks,
+                        Rows<Element>(of_value ? p.f.value : keys, b, h, n.keys), ahead * kKeys, column);
+      ++ahead_slice;
+    }
+    simt::copy_commit();  // an empty group where nothing is left
+    copy_stage = copy_stage + 1 == kRing ? 0 : copy_stage + 1;
   };
   if (begin < end) load_rows<kOwn>(own, Rows<Element>(queries, b, h, n.queries), i0);
 
@@ -151,11 +155,14 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(const ForwardParam
   Products<kRowTiles, kKeys> s;
   float out[kRowTiles][kColumns ? kColumns / 8 : 1][4];
   clear(out);
-  int tile = end, slice = 0;  // what is being worked on: nothing has arrived yet
-  for (bool started = false;;) {
+  clear(s);
+  int tile = begin, slice = 0;  // what is being worked on
+  for (int under_way = 0;;) {
     copy_ahead();
-    if (started) {
-      const simt::SharedPanel here = ring.from((stage ^ 1) * kKeys, kKeys);
+    if (under_way < kAhead) {
+      if (++under_way < kAhead) continue;
+    } else {
+      const simt::SharedPanel here = ring.from(work_stage * kKeys, kKeys);
       if (slice < depth_slices) {
         multiply_rows<Element>(own, slice * kSliceChunks, here, steps - kSliceSteps * slice, s);
       } else if constexpr (kColumns > 0) {
@@ -182,17 +189,16 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(const ForwardParam
             }
           }
       }
-    }
-    if (!started || ++slice == slices) {
-      started = true;
-      slice = 0;
-      tile = ahead;
-      clear(s);
+      if (++slice == slices) {
+        slice = 0;
+        ++tile;
+        clear(s);
+      }
+      work_stage = work_stage + 1 == kRing ? 0 : work_stage + 1;
     }
     if (tile >= end) break;
-    simt::copy_wait<0>();
+    simt::copy_wait<kAhead - 1>();
     __syncthreads();
-    stage ^= 1;
   }
 
   const int64_t rows = n.batch * n.heads * n.queries;

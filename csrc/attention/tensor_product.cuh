@@ -83,7 +83,7 @@ Launch product_launch(const Product& p, int shares) {
   const int pitch = own_pitch<Element>(p.a.shape.dim);
   const int other_pitch = p.own_value.data == nullptr ? 0 : own_pitch<Element>(p.own_value.columns);
   return {ProductGrid::of<Tile>(p).blocks(p) * shares, kThreads,
-          16 * (Tile::kOwn * (pitch + other_pitch) + 2 * Tile::kOther * kSlicePitch) + Rows::Weights::kBytes +
+          16 * (Tile::kOwn * (pitch + other_pitch) + kRing * Tile::kOther * kSlicePitch) + Rows::Weights::kBytes +
               Spans<Rows::kRows>::kBytes};
 }
 
@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(kThreads, 2) product_kernel(const ProductParam
   simt::SharedArena arena;
   const auto own = arena.panel(kOwn, own_pitch<Element>(n.dim));
   const auto own_value = arena.panel(kOwn, through_value ? own_pitch<Element>(p.own_value.columns) : 0);
-  const auto ring = arena.panel(2 * kOther, kSlicePitch);  // two slices
+  const auto ring = arena.panel(kRing * kOther, kSlicePitch);
   const auto weights = arena.take<typename RowTable::Weights>();
   const auto spans = arena.take<Spans<RowTable::kRows>>();
 
@@ -203,30 +203,33 @@ __global__ void __launch_bounds__(kThreads, 2) product_kernel(const ProductParam
   const int logit_slices = depth_slices + divide_up(value_steps, kSliceSteps);
   const int slices = logit_slices + divide_up(columns, kPerSlice<XElement>);
   const int other_rows = int(kOwnsKeys ? n.queries : n.keys);
-  int ahead = begin - 1, ahead_slice = slices, stage = 0, half = 1;
+  int ahead = begin - 1, ahead_slice = slices, half = 1;
+  int copy_stage = 0, work_stage = 0;  // slices of the ring
   const auto copy_ahead = [&] {
     if (ahead_slice == slices) {
       ahead = visible_from(ahead + 1, half ^ 1);
       ahead_slice = 0;
     }
-    if (ahead >= end) return;
-    const simt::SharedPanel to = ring.from(stage * kOther, kOther);
-    const int h = head_of(ahead), row0 = first_row_of(ahead);
-    if (ahead_slice < logit_slices) {
-      const bool of_value = kGradient && ahead_slice >= depth_slices;
-      const int slice = of_value ? ahead_slice - depth_slices : ahead_slice;
-      const int left = kStepChunks * ((of_value ? value_steps : steps) - kSliceSteps * slice);
-      load_slice<kOther>(to, 0, left < kSliceChunks ? left : kSliceChunks,
-                         Rows<Element>(of_value ? p.other_value : p.other, b, h, other_rows), row0,
-                         slice * kPerSlice<Element>);
-    } else {
-      const int column = (ahead_slice - logit_slices) * kPerSlice<XElement>;
-      const int chunks = divide_up(columns - column, 16) * int(sizeof(XElement));
-      load_slice<kOther>(to, 0, chunks < kSliceChunks ? chunks : kSliceChunks, Rows<XElement>(p.x, b, h, other_rows),
-                         row0, column0 + column);
+    if (ahead < end) {
+      const simt::SharedPanel to = ring.from(copy_stage * kOther, kOther);
+      const int h = head_of(ahead), row0 = first_row_of(ahead);
+      if (ahead_slice < logit_slices) {
+        const bool of_value = kGradient && ahead_slice >= depth_slices;
+        const int slice = of_value ? ahead_slice - depth_slices : ahead_slice;
+        const int left = kStepChunks * ((of_value ? value_steps : steps) - kSliceSteps * slice);
+        load_slice<kOther>(to, 0, left < kSliceChunks ? left : kSliceChunks,
+                           Rows<Element>(of_value ? p.other_value : p.other, b, h, other_rows), row0,
+                           slice * kPerSlice<Element>);
+      } else {
+        const int column = (ahead_slice - logit_slices) * kPerSlice<XElement>;
+        const int chunks = divide_up(columns - column, 16) * int(sizeof(XElement));
+        load_slice<kOther>(to, 0, chunks < kSliceChunks ? chunks : kSliceChunks, Rows<XElement>(p.x, b, h, other_rows),
+                           row0, column0 + column);
+      }
+      ++ahead_slice;
     }
-    simt::copy_commit();
-    ++ahead_slice;
+    simt::copy_commit();  // an empty group where nothing is left
+    copy_stage = copy_stage + 1 == kRing ? 0 : copy_stage + 1;
   };
 
   if (begin < end) {
@@ -239,11 +242,22 @@ __global__ void __launch_bounds__(kThreads, 2) product_kernel(const ProductParam
   Products<kRowTiles, kOther> s;
   Products<kRowTiles, kGradient ? kOther : 8> dP;
   clear(out);
-  int pair = end, slice = 0;  // what is being worked on: nothing has arrived yet
-  for (bool started = false;;) {
+  int pair = end, slice = 0;  // what is being worked on
+  const auto start_pair = [&] {
+    slice = 0;
+    pair = ahead;  // never further on, for a pair has more slices than the one that follows the last of this one
+    half ^= 1;
+    if constexpr (kOwnsKeys) hull = ahead_hull;
+    clear(s);
+    clear(dP);
+  };
+  for (int under_way = 0;;) {
     copy_ahead();
-    if (started) {
-      const simt::SharedPanel here = ring.from((stage ^ 1) * kOther, kOther);
+    if (under_way < kAhead) {
+      if (++under_way < kAhead) continue;
+      start_pair();
+    } else {
+      const simt::SharedPanel here = ring.from(work_stage * kOther, kOther);
       if (slice < depth_slices) {
         multiply_rows<Element>(own, slice * kSliceChunks, here, steps - kSliceSteps * slice, s);
       } else if (kGradient && slice < logit_slices) {
@@ -263,20 +277,12 @@ __global__ void __launch_bounds__(kThreads, 2) product_kernel(const ProductParam
         mask_logits<kOwnsKeys>(p.a, spans, table, plain, b, head_of(pair), i0, j0, s);
         to_weights<Element, kOwnsKeys, kGradient>(p.a, weights, table, dP, s);
       }
-    }
-    if (!started || ++slice == slices) {
-      started = true;
-      slice = 0;
-      pair = ahead;
-      half ^= 1;
-      if constexpr (kOwnsKeys) hull = ahead_hull;
-      clear(s);
-      clear(dP);
+      if (++slice == slices) start_pair();
+      work_stage = work_stage + 1 == kRing ? 0 : work_stage + 1;
     }
     if (pair >= end) break;
-    simt::copy_wait<0>();
+    simt::copy_wait<kAhead - 1>();
     __syncthreads();
-    stage ^= 1;
   }
   simt::copy_wait<0>();  // of own rows, where no pair was visible
 

@@ -1,7 +1,7 @@
 // Tiles on tensor cores: rows in shared memory by slices, products of rows, products of weights with rows. Device code.
 //
 // A block owns a tile of rows of one input, all its components in shared memory, and streams the other input past it in
-// slices of 128 bytes a row: two of them in shared memory, one being multiplied while the next one arrives. A warp
+// slices of 128 bytes a row: three of them in shared memory, one being multiplied while the next two arrive. A warp
 // holds its own 16 or 32 rows of every product in registers. So neither shared memory for the stream nor the registers
 // of the logits grow with the head dimension, which is a number of slices known at run time.
 //
@@ -19,6 +19,8 @@ constexpr int kThreads = 32 * kWarps;
 constexpr int kStepChunks = 2;                           // an mma sums over two 16-byte chunks of a row
 constexpr int kSliceChunks = 8;                          // 128 bytes: a cache line, four steps of an mma
 constexpr int kSlicePitch = kSliceChunks + 1;            // odd: ldmatrix reads eight rows without a bank conflict
+constexpr int kAhead = 2;                                // slices under way: a multiplication is shorter than a load
+constexpr int kRing = kAhead + 1;                        // slices in shared memory
 constexpr int kMaxDim = 256;                             // beyond it own rows outgrow shared memory
 constexpr int kSliceSteps = kSliceChunks / kStepChunks;  // of an mma
 
@@ -72,9 +74,10 @@ template <int kRows, class T>
 __device__ __forceinline__ void load_slice(const simt::SharedPanel& panel, int at_chunk, int chunks, const Rows<T>& x,
                                            int row0, int column0) {
   if (x.aligned) {
+    static_assert(kRows * kSliceChunks % kThreads == 0);
 #pragma unroll
-    for (int n = threadIdx.x; n < kRows * kSliceChunks; n += kThreads) {
-      const int row = n / kSliceChunks, chunk = n % kSliceChunks;
+    for (int k = 0; k < kRows * kSliceChunks / kThreads; ++k) {
+      const int n = int(threadIdx.x) + k * kThreads, row = n / kSliceChunks, chunk = n % kSliceChunks;
       if (chunk >= chunks) continue;
       const int column = column0 + chunk * kPerChunk<T>, left = (x.columns - column) * int(sizeof(T));
       const int bytes = row0 + row >= x.rows || left <= 0 ? 0 : left < 16 ? left : 16;
