@@ -93,7 +93,7 @@ def build_info() -> dict:
     """How the native code was built and what it uses on this machine.
 
     Keys: ``version``; ``cuda`` (bool, built) and ``cuda_reason``; ``cuda_library`` (what became of loading it);
-    ``compiler``; ``torch_target`` (oldest torch the binary serves) and ``torch``; ``isa`` (``portable``, ``avx2``,
-    ``avx512``) and ``gemm`` (``library``: torch's BLAS, or ``fallback``) of the CPU kernels.
+    ``compiler``; ``torch_target`` (oldest torch the binary serves) and ``torch``; ``isa`` of the CPU kernels
+    (``portable``, ``avx2``, ``avx512``).
     """
     return {**_C.build_info(), "cuda_library": _CUDA, "torch": torch.__version__}

@@ -31,6 +31,12 @@ def materialised(query, key):
     return torch.stack(rows).view(query.shape[:-1])
 
 
+def inputs(shape, dtype):
+    """query, key, value."""
+    generator = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(shape, generator=generator).to(dtype) for _ in range(3))
+
+
 def check(entropy, query, key):
     first = query.shape[-2] - CHECKED
     truth = reference.attention_stats(query[..., first:, :].double(), key.double(), diagonal=first)[1]
@@ -41,8 +47,7 @@ def check(entropy, query, key):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_row_entropy(benchmark, shape, dtype, peer):
-    generator = torch.Generator().manual_seed(0)
-    query, key = (torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
+    query, key, _ = inputs(shape, dtype)
     benchmark.group = f"{shape} {str(dtype).removeprefix('torch.')}"
     if peer is materialised:
         query, key = query.float(), key.float()

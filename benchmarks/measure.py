@@ -18,12 +18,13 @@ DRIFT = 1.15  # slowest over fastest of the same fixed work between rounds
 
 
 def seconds(function, least=0.2, rest=0.3):
-    """Seconds of a call on the CPU, over at least ``least`` seconds of calls."""
+    """Seconds of a call on the CPU, over at least ``least`` seconds of calls and one call."""
     sleep(rest)  # the threads of the library that ran before spin for a while: let them come to rest
-    start, calls = perf_counter(), 0
-    while (took := perf_counter() - start) < least:
+    start, took, calls = perf_counter(), 0.0, 0
+    while not calls or took < least:
         function()
         calls += 1
+        took = perf_counter() - start
     return took / calls
 
 
@@ -115,6 +116,13 @@ def undisturbed(measurement, tries=10):
         if not watch.disturbances:
             break
     return result, watch.disturbances
+
+
+def refusal(disturbances, where, force):
+    """A row that says why there is no ratio, or None."""
+    if not disturbances or force:
+        return None
+    return {"refused": f"{where}: {'; '.join(disturbances)}. No ratio is told on a busy machine (--force tells it)"}
 
 
 def machine():

@@ -15,7 +15,7 @@ from time import sleep
 
 import torch
 from bench_rsvd import CASES, SPECTRA, check, matrices, ours, peers, torch_lowrank
-from measure import Watch, alternate, machine, ratio, seconds, undisturbed, write
+from measure import Watch, alternate, machine, ratio, refusal, seconds, undisturbed, write
 from rsvd_floor import fastest_products
 
 import artent_ext
@@ -67,13 +67,6 @@ def main():
 
 def quick(case):
     return case._replace(batch=-(-case.batch // 8), m=case.m // 4, n=case.n // 4, target=None)
-
-
-def refusal(disturbances, where, force):
-    """A row that says why there is no ratio, or None."""
-    if not disturbances or force:
-        return None
-    return {"refused": f"{where}: {'; '.join(disturbances)}. No ratio is told on a busy machine (--force tells it)"}
 
 
 def table(cases, rounds, force):

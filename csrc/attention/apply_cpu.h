@@ -5,46 +5,53 @@
 
 namespace artent::attention {
 
-// Logits become probabilities e^{s − lse}; the lse of an empty row is +∞ here, so that its
-// probabilities are zero.
+// Logits become probabilities e^{s − lse}; the lse of an empty row is +∞ here, so that its probabilities are zero. With
+// a single column x they are summed up at once instead: a product of one column would wait for its own additions.
 template <typename R>
 struct ProbabilityTile {
   R* s;
   int64_t n;
   const R *lse, *low;  // of every lane, or of every streamed row; low in units of ln 2
   bool by_lane;
+  const R* x;  // of every streamed row, or null
+  int64_t x_stride;
+  R* result;  // of every lane: Σ p·x is added
 };
+
+template <int Bytes, int kRows, typename R, typename V>
+ARTENT_INLINE void exponentiate_rows(const ProbabilityTile<R>& a, int64_t r, const V (&lse)[2], const V (&low)[2],
+                                     V (&sum)[4]) {
+  using S = Simd<R, Bytes>;
+  R* const at = a.s + 2 * r * S::lanes;
+  V x[2 * kRows], p[2 * kRows];
+  for (int i = 0; i < 2 * kRows; ++i) {
+    const V top = a.by_lane ? lse[i % 2] : S::splat(a.lse[r + i / 2]);
+    const V rest = a.by_lane ? low[i % 2] : S::splat(a.low[r + i / 2]);
+    x[i] = (S::load(at + i * S::lanes) - top) * R(kLog2e) - rest;
+  }
+  S::exp2_nonpositive(x, p);
+  if (a.x == nullptr) {
+    for (int i = 0; i < 2 * kRows; ++i) S::store(at + i * S::lanes, p[i]);
+  } else {
+    for (int i = 0; i < 2 * kRows; ++i) sum[i] += p[i] * a.x[(r + i / 2) * a.x_stride];
+  }
+}
 
 template <int Bytes, typename R>
 ARTENT_INLINE void exponentiate(const ProbabilityTile<R>& a) {
   using S = Simd<R, Bytes>;
   using V = typename S::V;
-  constexpr R log2e = R(kLog2e);
-  V lse[2], low[2];
+  V lse[2], low[2], sum[4] = {};
   for (int v = 0; v < 2; ++v) {
     lse[v] = S::load(a.lse + v * S::lanes);
     low[v] = S::load(a.low + v * S::lanes);
   }
   int64_t r = 0;
-  for (; r + 2 <= a.n; r += 2) {
-    R* const at = a.s + 2 * r * S::lanes;
-    V x[4], p[4];
-    for (int i = 0; i < 4; ++i) {
-      const V l = a.by_lane ? lse[i % 2] : S::splat(a.lse[r + i / 2]);
-      x[i] = (S::load(at + i * S::lanes) - l) * log2e - (a.by_lane ? low[i % 2] : S::splat(a.low[r + i / 2]));
-    }
-    S::exp2_nonpositive(x, p);
-    for (int i = 0; i < 4; ++i) S::store(at + i * S::lanes, p[i]);
-  }
-  for (; r < a.n; ++r) {
-    R* const at = a.s + 2 * r * S::lanes;
-    V x[2], p[2];
-    for (int v = 0; v < 2; ++v) {
-      const V l = a.by_lane ? lse[v] : S::splat(a.lse[r]);
-      x[v] = (S::load(at + v * S::lanes) - l) * log2e - (a.by_lane ? low[v] : S::splat(a.low[r]));
-    }
-    S::exp2_nonpositive(x, p);
-    for (int v = 0; v < 2; ++v) S::store(at + v * S::lanes, p[v]);
+  for (; r + 2 <= a.n; r += 2) exponentiate_rows<Bytes, 2>(a, r, lse, low, sum);
+  if (r < a.n) exponentiate_rows<Bytes, 1>(a, r, lse, low, sum);
+  for (int v = 0; v < 2 && a.x != nullptr; ++v) {
+    R* const at = a.result + v * S::lanes;
+    S::store(at, S::load(at) + (sum[v] + sum[v + 2]));
   }
 }
 
@@ -117,8 +124,11 @@ void apply_block(const Apply& p, const RowLse<Accumulator<T>>& rows, const Scale
       logits(p.a, w.sight, at, Rows<R>{streamed.data + skip * streamed.stride, streamed.stride},
              w.packed.data() + g * own.lanes * n.dim, w.s.data());
       const int64_t term = kTranspose ? skip : g * own.lanes;
-      probabilities(ProbabilityTile<R>{w.s.data(), count, w.lse.data() + term, w.low.data() + term, !kTranspose});
-      combine(Rows<R>{x.data + skip * x.stride, x.stride}, count, columns, w.s.data(), w.result.data() + g * size);
+      R* const result = w.result.data() + g * size;
+      const bool single = columns == 1;
+      probabilities(ProbabilityTile<R>{w.s.data(), count, w.lse.data() + term, w.low.data() + term, !kTranspose,
+                                       single ? x.data + skip * x.stride : nullptr, x.stride, result});
+      if (!single) combine(Rows<R>{x.data + skip * x.stride, x.stride}, count, columns, w.s.data(), result);
     }
   }
 

@@ -65,6 +65,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_forward(Tensor query, Tenso
 template <typename T>
 RowLse<Accumulator<T>> refined(const Logits& a, const void* lse) {
   RowLse<Accumulator<T>> rows(lse, a.shape);
+  if (!rows.any_large()) return rows;
   for_each_block<ForwardWorkspace<T>>(
       a.shape.batch, a.shape.heads, blocks(a.shape.queries, kBlock),
       [&](int64_t b, int64_t h, int64_t block, ForwardWorkspace<T>& w) { refine_block<T>(a, b, h, block, rows, w); });

@@ -24,6 +24,13 @@ struct RowLse {
     return std::abs(lse[at]) > kLargeLse<R> && std::abs(lse[at]) <= std::numeric_limits<R>::max();
   }
 
+  bool any_large() const {
+    for (size_t i = 0; i < low.size(); ++i) {
+      if (is_large(int64_t(i))) return true;
+    }
+    return false;
+  }
+
   // What logits are reduced by for probabilities: lse, and +∞ for an empty row, which makes them zero.
   R subtracted(int64_t at) const { return lse[at] == -std::numeric_limits<R>::infinity() ? -lse[at] : lse[at]; }
 };
