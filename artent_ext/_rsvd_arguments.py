@@ -7,9 +7,8 @@ import operator
 
 import torch
 from torch import Tensor
-from torch._C import _functorch
 
-from artent_ext._arguments import _FLOATS, refuse_transforms
+from artent_ext._arguments import _FLOATS, is_static, refuse_transforms
 from artent_ext.operators import Operator
 
 
@@ -108,15 +107,6 @@ def seed_tensor(seed, batch, device):
     if not -(2**63) <= seed < 2**63:
         raise ValueError(f"seed must be a signed 64-bit integer, −2⁶³ to 2⁶³ − 1, got {seed}")
     return torch.full((1,), seed, dtype=torch.int64, device=device)
-
-
-def is_static(A):
-    """Whether values must not be looked at: while tracing, without data, in vmap, while a CUDA graph is recorded."""
-    if torch.compiler.is_compiling() or A.device.type == "meta" or isinstance(A, torch._subclasses.FakeTensor):
-        return True
-    if any(level.key() == _functorch.TransformType.Vmap for level in _functorch.get_interpreter_stack() or ()):
-        return True
-    return A.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def may_look(A, check_finite=None):

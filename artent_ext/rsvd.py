@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from artent_ext import _native, _rsvd_gradient, _rsvd_ops  # noqa: F401 (register torch.ops.artent.rsvd*)
+from artent_ext._arguments import is_static
 from artent_ext._rsvd_arguments import (
     check_matrix,
     count,
-    is_static,
     may_look,
     raise_where_norm2_is_exceeded,
     raise_where_not_finite,
