@@ -13,14 +13,24 @@ from artent_ext.attention import (
 from artent_ext.lowrank import svd_lowrank
 from artent_ext.operators import Operator
 from artent_ext.rsvd import RSVD, rsvd
+from artent_ext.spectral import (
+    BondEntropies,
+    SpectralEntropy,
+    attention_bond_entropies,
+    attention_spectral_entropy,
+)
 
 __all__ = [
     "AttentionStats",
+    "BondEntropies",
     "Operator",
     "RSVD",
+    "SpectralEntropy",
     "__version__",
     "attention_apply",
+    "attention_bond_entropies",
     "attention_entropy",
+    "attention_spectral_entropy",
     "attention_stats",
     "build_info",
     "reference",
