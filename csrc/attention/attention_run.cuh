@@ -77,24 +77,25 @@ bool run_tensor_forward(Queue& queue, const Forward& f) {
 
 template <class Element, class Queue>
 bool run_tensor_forward(Queue& queue, const Forward& f) {
-  if (!fits_tensor_tiles(f.a.shape)) return false;
-  const int64_t columns = f.value.columns;
-  if (columns == 0) return run_tensor_forward<Element, 0>(queue, f);
-  if (columns <= 64) return run_tensor_forward<Element, 64>(queue, f);
-  if (columns <= 128) return run_tensor_forward<Element, 128>(queue, f);
-  if (columns <= 256) return run_tensor_forward<Element, 256>(queue, f);
+  if constexpr (!std::is_same_v<Element, double>) {
+    if (!fits_tensor_tiles(f.a.shape)) return false;
+    const int64_t columns = f.value.columns;
+    if (columns == 0) return run_tensor_forward<Element, 0>(queue, f);
+    if (columns <= 64) return run_tensor_forward<Element, 64>(queue, f);
+    if (columns <= 128) return run_tensor_forward<Element, 128>(queue, f);
+    if (columns <= 256) return run_tensor_forward<Element, 256>(queue, f);
+  }
   return false;
 }
 
 template <class Element, class Queue>
 void run_forward(Queue& queue, const Forward& f) {
   const Shape& n = f.a.shape;
-  if (n.batch * n.heads * n.queries == 0) return;
-  if constexpr (!std::is_same_v<Element, double>) {
-    if (run_tensor_forward<Element>(queue, f)) return;
-  }
-  queue.launch(scalar::stats_kernel<Element>, scalar::stats_launch<Element>(n), f);
-  if (f.value.columns == 0) return;
+  if (n.batch * n.heads * n.queries == 0 || run_tensor_forward<Element>(queue, f)) return;
+  Forward statistics = f;  // first, then A·value
+  statistics.value = {};
+  if (!run_tensor_forward<Element>(queue, statistics))
+    queue.launch(scalar::stats_kernel<Element>, scalar::stats_launch<Element>(n), statistics);
   Product p = Product::of_probabilities(f.a, false, f.lse);
   p.x = f.value;
   p.out = f.out;

@@ -5,6 +5,7 @@ The yardstick is what plain torch in the accumulator's type gets wrong on the sa
 
 from __future__ import annotations
 
+import ctypes
 import functools
 
 import pytest
@@ -95,6 +96,25 @@ def test_apply(attention, name):
             assert got.dtype == dtype
             rounding = unit + (stored if dtype == case.dtype else 0)
             check(f"{transpose=}", got, A[0] @ given.double(), A[1] @ given.to(real), rounding)
+
+
+@pytest.mark.parametrize("name", ["a tile", "dim 256", "dim 256, bfloat16", "dim 300", "float64"])
+def test_what_fits_runs_on_tensor_cores(attention, name):
+    """Up to 256 components, of value too: an A100's shared memory holds them. The rest has scalar kernels."""
+    case, inputs, *_ = prepared(name)
+    driver, keys = attention(case.dtype), (inputs.query, inputs.key)
+    products = driver.library.simt_matrix_products  # since it was last asked
+    products.restype = ctypes.c_uint64
+    rows = driver.forward(*keys, **inputs.options)
+    counts = [products()]
+    driver.forward(*keys, inputs.value, **inputs.options)
+    counts.append(products())
+    through = inputs.grad_out, inputs.value, rows[1]
+    for more in ((), through):
+        driver.backward(inputs.grads, rows, *keys, *more, **inputs.options)
+        counts.append(products())
+    fits = case.dtype != F64 and case.shape[-1] <= 256
+    assert counts == sorted(set(counts)) if fits else not any(counts)  # each does more than the one before
 
 
 @pytest.mark.parametrize("name", ["grouped", "causal", "packed", "additive mask", "bfloat16", "shared ranges"])
