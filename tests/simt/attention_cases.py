@@ -68,6 +68,8 @@ CASES = {
     "soft cap, float64": Case((1, 2, 1, 20, 66, 16), F64, softcap=2.0, mask="additive"),
     "heads before tokens": Case((2, 3, 3, 66, 70, 20), layout="BTHD"),
     "component stride": Case((1, 2, 2, 66, 65, 20), layout="every other"),
+    "padded rows": Case((1, 2, 2, 66, 65, 33), columns=21, layout="padded rows"),
+    "padded rows, bfloat16": Case((1, 2, 1, 66, 65, 83), BF16, columns=21, layout="padded rows"),
     "bfloat16, strided, masked": Case((1, 2, 2, 30, 66, 17), BF16, mask="additive", layout="BTHD"),
     "float16": Case((1, 2, 1, 66, 70, 40), F16, columns=40),
     "bfloat16": Case((1, 2, 1, 140, 70, 64), BF16, columns=64, diagonal=4),
@@ -97,6 +99,9 @@ def lay_out(x, layout):
     elif layout == "every other":
         parent = torch.full((*x.shape[:-1], 2 * x.shape[-1]), NAN, dtype=x.dtype)
         view = parent[..., ::2]
+    elif layout == "padded rows":  # that start on 16-byte boundaries and do not end there
+        parent = torch.full((*x.shape[:-1], x.shape[-1] // 8 * 8 + 16), NAN, dtype=x.dtype)
+        view = parent[..., : x.shape[-1]]
     else:
         return x
     return view.copy_(x)
