@@ -1,93 +1,19 @@
-// Weights times rows (product.h) on tensor cores: A·x, Aᵀ·x and the gradients. Device code, no torch.
+// Weights times rows (product.h) on tensor cores: A·x, Aᵀ·x and the gradients.
+// Device code, no torch.
 //
-// A block owns a tile of queries or of keys, recomputes the logits against the other input's rows as they stream past,
-// turns them into weights, and multiplies those with the rows of x. Every output element is written once: no atomics,
-// the same bits each run. Pairs of tiles in which no query sees a key are not visited.
+// A block owns a tile of queries or of keys, recomputes the logits against the
+// other input's rows as they stream past, turns them into weights, and
+// multiplies those with the rows of x. Every output element is written once: no
+// atomics, the same bits each run. Pairs of tiles in which no query sees a key
+// are not visited.
 #pragma once
 
-#include "launch.h"
-#include "row_gradient.cuh"
-#include "tensor_spans.cuh"
+#include "tensor_product_grid.cuh"
 
 namespace artent::attention::tensor {
 
-// kRowTiles · 16 own rows a warp against kOther at once, kColumns of x.
-//
-// A thread's registers hold kRowTiles · kOther / 2 logits, as many products of grad_out and value in a gradient, and
-// kRowTiles · kColumns / 2 sums, of 255 in all; see ForwardTile. Wider outputs are made kColumns at a time.
-template <class Element, class XElement, bool kGradient, int kColumns_>
-struct ProductTile {
-  static constexpr bool kHalf = sizeof(Element) == 2, kHalfX = sizeof(XElement) == 2;
-  static constexpr int kColumns = kColumns_;
-  static constexpr int kRowTiles = kHalf && kHalfX ? 2 : 1;
-  static constexpr int kOther = kColumns <= 64 && !(kGradient && kHalf) ? 64 : 32;
-  static constexpr int kOwn = 16 * kRowTiles * kWarps;
-};
-
-struct ProductParams {
-  Product p;
-  Shares shares;  // of a tile: the workspace holds the output of every share in turn
-};
-
-// The slope of a cap is read off the capped logit, which an added mask hides: such gradients take the other kernels.
-inline bool softcap_under_mask(const Product& p) {
-  return p.gradient && p.a.softcap != 0 && p.a.visibility.mask_kind == MaskKind::additive;
-}
-
-// What a block works on. Pairs are the tiles that stream past: of keys, or of the queries of all heads that are summed.
-struct ProductGrid {
-  int own_rows, own_tiles, column_blocks, pairs, heads_each;
-
-  template <class Tile>
-  __host__ __device__ static ProductGrid of(const Product& p) {
-    const Shape& n = p.a.shape;
-    ProductGrid g;
-    g.own_rows = int(p.owns_keys ? n.keys : n.queries);
-    g.own_tiles = divide_up(g.own_rows, Tile::kOwn);
-    g.column_blocks = int(divide_up(p.x.columns, Tile::kColumns));
-    g.heads_each = int(n.heads / p.out_heads);
-    g.pairs = int(p.owns_keys ? g.heads_each * divide_up(n.queries, Tile::kOther) : divide_up(n.keys, Tile::kOther));
-    return g;
-  }
-  __host__ __device__ int64_t blocks(const Product& p) const {
-    return p.a.shape.batch * p.out_heads * own_tiles * column_blocks;
-  }
-};
-
-// A block's own rows of value are those of one head: where the summed heads have values of their own, they are shared
-// out.
-inline int least_shares(const Product& p) {
-  const bool heads_differ = p.owns_keys && p.gradient && p.own_value.data != nullptr && p.own_value.group == 1;
-  return heads_differ ? int(p.a.shape.heads / p.out_heads) : 1;
-}
-template <class Tile>
-int product_shares(const Product& p, int multiprocessors) {
-  const ProductGrid grid = ProductGrid::of<Tile>(p);
-  const int least = least_shares(p);
-  return least * shares_for(grid.blocks(p) * least, grid.pairs / least, multiprocessors);
-}
-inline int64_t product_elements(const Product& p) {
-  return p.a.shape.batch * p.out_heads * (p.owns_keys ? p.a.shape.keys : p.a.shape.queries) * p.x.columns;
-}
-
-// Spans and weights of the queries: all of them where a block owns queries, two tiles where they stream past.
-template <class Tile, bool kOwnsKeys>
-struct ProductRows {
-  static constexpr int kRows = kOwnsKeys ? 2 * Tile::kOther : Tile::kOwn;
-  using Weights = simt::SharedTile<float, RowWeights<float>::kFields, kRows>;
-};
-
-template <class Element, class Tile, bool kOwnsKeys>
-Launch product_launch(const Product& p, int shares) {
-  using Rows = ProductRows<Tile, kOwnsKeys>;
-  const int pitch = own_pitch<Element>(p.a.shape.dim);
-  const int other_pitch = p.own_value.data == nullptr ? 0 : own_pitch<Element>(p.own_value.columns);
-  return {ProductGrid::of<Tile>(p).blocks(p) * shares, kThreads,
-          16 * (Tile::kOwn * (pitch + other_pitch) + kRing * Tile::kOther * kSlicePitch) + Rows::Weights::kBytes +
-              Spans<Rows::kRows>::kBytes};
-}
-
-// Masked logits → weights, in place; the queries' rows of the table begin at `table`. Without a cap its slope is 1.
+// Masked logits → weights, in place; the queries' rows of the table begin at
+// `table`. Without a cap its slope is 1.
 template <class Element, bool kOwnsKeys, bool kGradient, int kRowTiles, int kTiles, int kValueTiles, class Table>
 __device__ __forceinline__ void to_weights(const Logits& a, Table rows, int table,
                                            const float (&dP)[kRowTiles][kValueTiles][4],
@@ -157,7 +83,8 @@ __global__ void __launch_bounds__(kThreads, 2) product_kernel(const ProductParam
     }
   };
 
-  // Hulls of the queries that are being worked on, and of those whose slices are being copied.
+  // Hulls of the queries that are being worked on, and of those whose slices
+  // are being copied.
   Hull hull{0, 0, 0, 0}, ahead_hull{0, 0, 0, 0};
   int first = 0, pairs = grid.pairs;
   if constexpr (!kOwnsKeys) {
@@ -170,11 +97,13 @@ __global__ void __launch_bounds__(kThreads, 2) product_kernel(const ProductParam
   const int begin = first + int(int64_t(pairs) * share / params.shares.count);
   const int end = first + int(int64_t(pairs) * (share + 1) / params.shares.count);
 
-  // The first pair from `pair` on in which a query sees a key, its queries staged in half `half` of the row table.
+  // The first pair from `pair` on in which a query sees a key, its queries
+  // staged in half `half` of the row table.
   const auto visible_from = [&](int pair, int half) {
     if constexpr (kOwnsKeys) {
       for (; pair < end; ++pair) {
-        if (v.has_diagonal) {  // queries before own0 − diagonal see none of these keys
+        if (v.has_diagonal) {  // queries before own0 − diagonal see none of
+                               // these keys
           const int64_t from = own0 - v.diagonal;
           const int tile = from <= 0 ? 0 : from < n.queries ? int(from / kOther) : query_tiles;
           if (pair % query_tiles < tile) {
@@ -197,7 +126,8 @@ __global__ void __launch_bounds__(kThreads, 2) product_kernel(const ProductParam
     return pair;
   };
 
-  // Slices of a pair: of other, of other_value, of x. The weights are due when the first two are through.
+  // Slices of a pair: of other, of other_value, of x. The weights are due when
+  // the first two are through.
   const int steps = depth_steps<Element>(n.dim), depth_slices = divide_up(steps, kSliceSteps);
   const int value_steps = through_value ? depth_steps<Element>(p.own_value.columns) : 0;
   const int logit_slices = depth_slices + divide_up(value_steps, kSliceSteps);
@@ -245,7 +175,8 @@ __global__ void __launch_bounds__(kThreads, 2) product_kernel(const ProductParam
   int pair = end, slice = 0;  // what is being worked on
   const auto start_pair = [&] {
     slice = 0;
-    pair = ahead;  // never further on, for a pair has more slices than the one that follows the last of this one
+    pair = ahead;  // never further on, for a pair has more slices than the one
+                   // that follows the last of this one
     half ^= 1;
     if constexpr (kOwnsKeys) hull = ahead_hull;
     clear(s);
