@@ -4,7 +4,17 @@
 ``attention_entanglement`` adds the entropy of each head's attention matrix at its row|column cut.
 """
 
-from artent.attention.measure import AttentionEntanglement, attention_entanglement
+from artent.attention.measure import attention_entanglement
+from artent.attention.plan import EXACT_TOKENS, METHODS
+from artent.attention.result import AttentionEntanglement
 from artent.attention.spectrum import MAX_TOKENS, VARIANTS, spectral_entropy
 
-__all__ = ["MAX_TOKENS", "VARIANTS", "AttentionEntanglement", "attention_entanglement", "spectral_entropy"]
+__all__ = [
+    "EXACT_TOKENS",
+    "MAX_TOKENS",
+    "METHODS",
+    "VARIANTS",
+    "AttentionEntanglement",
+    "attention_entanglement",
+    "spectral_entropy",
+]

@@ -11,7 +11,11 @@ _FAMILIES = {
         "Qwen2ForCausalLM",
         {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
     ),
-    "gemma2": ("Gemma2Config", "Gemma2ForCausalLM", {"head_dim": 8}),
+    "gemma2": (
+        "Gemma2Config",
+        "Gemma2ForCausalLM",
+        {"head_dim": 8, "sliding_window": 6, "attn_logit_softcapping": 1.0},
+    ),
 }
 
 

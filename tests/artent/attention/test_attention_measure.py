@@ -1,12 +1,16 @@
 """attention_entanglement against float64 singular values of the matrices that eager attention returns."""
 
 import json
+import math
 
 import artent
-import artent.attention.measure as measure
+import artent.attention.plan as plan
+import artent.attention.probe as probe
 import peft
 import pytest
 import torch
+from artent import theory
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GPT2Config, GPT2LMHeadModel
 
 LENGTHS = (4, 9)
@@ -41,15 +45,25 @@ def expected(eager, ids, mask, lengths, variant):
     return torch.stack(values)
 
 
+def padded(padding, ids, side):
+    if side == "inside":
+        return (ids % 5 > 0).long()
+    return padding(ids, side) if side else torch.ones_like(ids)
+
+
 @pytest.mark.parametrize("variant", ["raw", "sink_removed", "row_normalised"])
-@pytest.mark.parametrize("side", ["left", "right", None])
+@pytest.mark.parametrize("side", ["left", "right", "inside", None])
 def test_prefixes_of_padded_texts(tiny, ids, padding, side, variant):
-    mask = padding(ids, side) if side else torch.ones_like(ids)
+    mask = padded(padding, ids, side)
     inputs = {"input_ids": ids, "attention_mask": mask} if side else ids
     result = artent.attention_entanglement(tiny("sdpa"), inputs, lengths=LENGTHS, variant=variant)
     want = expected(tiny("eager"), ids, mask, LENGTHS, variant)
     # With left padding a text's positions start late; rotary attention depends on differences only, to rounding.
     torch.testing.assert_close(result.s_ext, want, atol=2e-5, rtol=0)
+    assert result.methods == ("exact", "exact")
+    assert (result.s_ext_stderr == 0).all()
+    for bound in (result.s_ext_lower, result.s_ext_upper):
+        torch.testing.assert_close(bound, result.s_ext, atol=1e-9, rtol=0)
     assert result.tokens == tuple(mask.sum(-1).tolist())
     assert (result.lengths, result.layers, result.variant) == (LENGTHS, (0, 1), variant)
 
@@ -71,6 +85,112 @@ def test_row_statistics_are_means_over_real_tokens(tiny, ids, padding, family):
             torch.testing.assert_close(result.s_ext[0, layer, text], own, atol=1e-5, rtol=0)
 
 
+# Few columns and steps, so that texts of some hundred tokens are estimated, not formed.
+STREAMED = {"lengths": (70, 100, 150), "method": "streamed", "rank": 8, "steps": 4}
+
+
+@pytest.mark.parametrize(
+    ("family", "side", "variant"),
+    [
+        ("llama", None, "raw"),
+        ("llama", "left", "raw"),
+        ("llama", "right", "sink_removed"),
+        ("llama", "inside", "raw"),
+        ("llama", "inside", "sink_removed"),
+        ("mistral", None, "sink_removed"),
+        ("mistral", "left", "raw"),
+        ("gemma2", None, "raw"),
+        ("gemma2", "left", "sink_removed"),
+    ],
+)
+def test_streamed_is_exact_to_its_stated_error(tiny, family, side, variant):
+    ids = torch.randint(1, 61, (3, 150), generator=torch.Generator().manual_seed(4))
+    real = torch.arange(150) < torch.tensor([[150], [120], [80]])
+    mask = {"left": real.flip(-1), "right": real, "inside": ids % 8 > 0, None: real | True}[side]
+    options = {**STREAMED, "lengths": STREAMED["lengths"][: 2 if side == "inside" else 3], "variant": variant}
+    model, inputs = tiny("sdpa" if family != "gemma2" else "eager", family), {"input_ids": ids, "attention_mask": mask}
+    exact = artent.attention_entanglement(model, inputs, **{**options, "method": "exact"})
+    got = artent.attention_entanglement(model, inputs, **options)
+    assert set(got.methods) == {"streamed"}
+    assert torch.equal(got.s_ext.isnan(), exact.s_ext.isnan())
+    assert torch.equal(got.entropy, exact.entropy)
+    there = ~exact.s_ext.isnan()
+    S, truth = got.s_ext[there], exact.s_ext[there]
+    assert (got.s_ext_lower[there] <= truth).all()
+    assert (truth <= got.s_ext_upper[there]).all()
+    assert (got.s_ext_lower[there] <= S).all()
+    assert (got.s_ext_upper[there] >= S).all()
+    stderr = got.s_ext_stderr[there]
+    assert (stderr > 0).all()
+    assert ((S - truth) / stderr).square().mean().sqrt() < 2
+    assert ((S - truth) / truth).square().mean().sqrt() < 0.05  # of eight probes
+
+
+def test_auto_is_exact_on_short_prefixes_and_streamed_on_long_ones(tiny, monkeypatch):
+    monkeypatch.setattr(plan, "EXACT_TOKENS", 70)
+    ids = torch.randint(1, 61, (1, 150), generator=torch.Generator().manual_seed(4))
+    got, exact, streamed = (
+        artent.attention_entanglement(tiny("artent"), ids, **{**STREAMED, "method": method})
+        for method in ("auto", "exact", "streamed")
+    )
+    assert got.methods == ("exact", "streamed", "streamed")
+    torch.testing.assert_close(got.s_ext[0], exact.s_ext[0], atol=1e-12, rtol=0)
+    torch.testing.assert_close(got.s_ext[1:], streamed.s_ext[1:], atol=1e-9, rtol=0)
+
+
+def test_random_signs_are_fixed_by_the_seed_and_differ_between_heads(tiny):
+    model, ids = tiny("artent"), torch.randint(1, 61, (1, 150), generator=torch.Generator().manual_seed(4))
+    options = {**STREAMED, "lengths": 150}
+    both = artent.attention_entanglement(model, ids, **options)
+    assert torch.equal(artent.attention_entanglement(model, ids, **options).s_ext, both.s_ext)
+    alone = artent.attention_entanglement(model, ids, layers=1, **options)
+    torch.testing.assert_close(alone.s_ext[:, 0], both.s_ext[:, 1], atol=1e-9, rtol=0)
+    other = artent.attention_entanglement(model, ids, **options, seed=100)
+    assert (other.s_ext != both.s_ext).all()
+    for layer in model.model.layers:  # every head the same: what is left is the signs
+        for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj):
+            weight = projection.weight.data
+            weight.copy_(weight[:8].repeat(len(weight) // 8, 1))
+    alike = artent.attention_entanglement(model, ids, **options).s_ext
+    assert len(alike[0, 0, 0].unique()) == 4
+
+
+class Largest(TorchDispatchMode):
+    """The most elements that any tensor had."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for x in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(x, torch.Tensor):
+                self.elements = max(self.elements, x.untyped_storage().nbytes() // x.element_size())
+        return out
+
+
+def test_a_long_text_needs_no_square_of_its_length(tiny):
+    T = 5000
+    model = tiny("artent", num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1)
+    model.model.layers[0].self_attn.q_proj.weight.data.zero_()  # uniform over the keys before
+    ids = torch.randint(1, 61, (1, T), generator=torch.Generator().manual_seed(4))
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    with Largest() as seen:
+        got = artent.attention_entanglement(model, inputs, lengths=(T,), rank=8, steps=3)
+    assert seen.elements < T * T / 10
+    keys = torch.arange(1, T + 1, dtype=torch.float64)
+    assert got.purity.item() == pytest.approx((1 / keys).mean().item(), rel=1e-5)
+    assert got.entropy.item() == pytest.approx(keys.log().mean().item(), rel=1e-5)
+    short, longer = theory.causal_uniform(400), theory.causal_uniform(800)  # concave in ln T
+    assert longer < got.s_ext.item() < longer + (longer - short) / math.log(2) * math.log(T / 800)
+    assert got.s_ext_lower.item() <= got.s_ext.item() <= got.s_ext_upper.item()
+
+
+def test_progress_is_told_layer_by_layer(tiny, ids):
+    told = []
+    artent.attention_entanglement(tiny("artent"), ids, progress=told.append)
+    assert told == [0, 1]
+
+
 def test_default_lengths_halve_the_shortest_text(tiny):
     ids = torch.randint(1, 61, (2, 100), generator=torch.Generator().manual_seed(2))
     result = artent.attention_entanglement(tiny("artent"), ids, layers=[1])
@@ -78,20 +198,23 @@ def test_default_lengths_halve_the_shortest_text(tiny):
     assert result.s_ext.shape == (3, 1, 2, 4)
 
 
-def test_few_heads_at_a_time_give_the_same(tiny, ids, monkeypatch):
-    want = artent.attention_entanglement(tiny("artent"), ids, lengths=LENGTHS)
+@pytest.mark.parametrize(
+    ("method", "call"), [("exact", "prefix_entropies"), ("streamed", "attention_spectral_entropy")]
+)
+def test_few_heads_at_a_time_give_the_same(tiny, ids, monkeypatch, method, call):
+    want = artent.attention_entanglement(tiny("artent"), ids, lengths=LENGTHS, method=method)
     sizes = []
-    one_group = measure.prefix_entropies
+    one_group = getattr(probe, call)
 
-    def count(A, *args, **options):
-        sizes.append(len(A))
-        return one_group(A, *args, **options)
+    def count(x, *args, **options):
+        sizes.append(x.shape[-3])
+        return one_group(x, *args, **options)
 
-    monkeypatch.setattr(measure, "prefix_entropies", count)
-    monkeypatch.setattr(measure, "_GROUP_BYTES", 1)
-    got = artent.attention_entanglement(tiny("artent"), ids, lengths=LENGTHS)
+    monkeypatch.setattr(probe, call, count)
+    monkeypatch.setattr(probe, "_GROUP_BYTES", 1)
+    got = artent.attention_entanglement(tiny("artent"), ids, lengths=LENGTHS, method=method)
     assert set(sizes) == {1}
-    torch.testing.assert_close(got.s_ext, want.s_ext, atol=1e-12, rtol=0)
+    torch.testing.assert_close(got.s_ext, want.s_ext, atol=1e-12 if method == "exact" else 1e-6, rtol=0)
 
 
 def test_longer_lengths_leave_short_texts_unmeasured(tiny, ids, padding):
@@ -174,6 +297,7 @@ def test_a_compiled_model_is_measured_uncompiled(tiny, ids):
 
 
 IDS = torch.ones(2, 8, dtype=torch.long)
+LONG = torch.ones(1, 4097, dtype=torch.long)
 BAD = {  # arguments, error, what the message names
     "variant": ({"inputs": IDS, "variant": "sinkless"}, ValueError, "sinkless.*'sink_removed'"),
     "floating ids": ({"inputs": IDS.float()}, TypeError, "input_ids is torch.float32"),
@@ -204,7 +328,21 @@ BAD = {  # arguments, error, what the message names
     "no length": ({"inputs": IDS, "lengths": ()}, TypeError, "lengths"),
     "unknown layer": ({"inputs": IDS, "layers": [0, 2]}, ValueError, r"\(0, 2\).*\[0, 1\]"),
     "no layer": ({"inputs": IDS, "layers": []}, ValueError, "layers"),
-    "too long": ({"inputs": torch.ones(1, 4097, dtype=torch.long)}, ValueError, "4097 tokens.*4096"),
+    "too long to be exact": ({"inputs": LONG, "method": "exact"}, ValueError, "4097 tokens.*4096.*'streamed'"),
+    "too long for unit rows": (
+        {"inputs": LONG, "variant": "row_normalised"},
+        ValueError,
+        "'row_normalised'.*4096.*4097",
+    ),
+    "streamed unit rows": (
+        {"inputs": IDS, "variant": "row_normalised", "method": "streamed"},
+        ValueError,
+        "'row_normalised' is measured exactly",
+    ),
+    "method": ({"inputs": IDS, "method": "krylov"}, ValueError, "krylov.*'streamed'"),
+    "rank": ({"inputs": IDS, "rank": 0}, ValueError, "rank is 0"),
+    "steps": ({"inputs": IDS, "steps": 2.0}, ValueError, "steps is 2.0"),
+    "seed": ({"inputs": IDS, "seed": -1}, ValueError, "seed is -1"),
 }
 
 
