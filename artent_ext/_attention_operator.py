@@ -105,18 +105,14 @@ class AttentionState:
     def _relative_rounding(self) -> Tensor:
         """(N, T_q) bound on the relative rounding of the elements of every row, e^{s − lse}, as rounding goes.
 
-        A logit is a sum of D products, of which no partial sum is larger than ‖q‖‖k‖, and roundings add up like √D.
+        A logit is a sum of D products, of which no partial sum is larger than ‖q‖‖k‖, and roundings add up like √D;
+        a soft cap makes it no larger.
         """
         query, key = (torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64) for x in (self.query, self.key))
         longest = torch.where(key.isfinite(), key, 0.0).amax(-1, keepdim=True)  # of a key that a mask hides may be NaN
         longest = longest.repeat_interleave(query.shape[1] // key.shape[1], 1)
         scale, softcap = self.numbers
-        steps = 1.0 + math.sqrt(self.query.shape[-1]) / 4.0
-        units = (
-            4.0
-            + math.sqrt(self.columns) / 2
-            + softcap
-            + steps * abs(scale) * query * longest
-            + 2.0 * self.lse.double().abs()
-        )
+        of_sum = 1.0 + math.sqrt(self.query.shape[-1]) / 4.0 + (2.0 if softcap else 0.0)
+        of_logit = of_sum * abs(scale) * query * longest
+        units = 4.0 + math.sqrt(self.columns) / 2.0 + of_logit + 2.0 * self.lse.double().abs()
         return units.flatten(0, 1) * torch.finfo(self.dtype).eps
