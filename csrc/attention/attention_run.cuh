@@ -25,7 +25,14 @@ bool run_tensor_product(Queue& queue, const Product& p) {
   const int shares = tensor::product_shares<Tile>(p, queue.multiprocessors());
   const Launch launch = tensor::product_launch<Element, Tile, kOwnsKeys>(p, shares);
   if (launch.shared_bytes > queue.shared_limit()) return false;
-  tensor::ProductParams params{p, {shares, nullptr}};
+  tensor::ProductParams params{p, {shares, nullptr}, nullptr};
+  if (kOwnsKeys && p.a.visibility.key_range != nullptr) {
+    const int64_t tiles = tensor::hull_tiles(p.a.shape, Tile::kOther);
+    int* hulls = reinterpret_cast<int*>(queue.workspace(4 * tiles));
+    const Launch hull_launch{tensor::divide_up(tiles, tensor::kWarps), tensor::kThreads, 0};
+    queue.launch(tensor::hull_kernel<Tile::kOther>, hull_launch, tensor::HullParams{p.a.shape, p.a.visibility, hulls});
+    params.hulls = hulls;
+  }
   if (shares > 1) params.shares.workspace = queue.workspace(shares * tensor::product_elements(p));
   queue.launch(tensor::product_kernel<Element, XElement, kOwnsKeys, kGradient, kColumns>, launch, params);
   if (shares > 1) queue.launch(tensor::sum_kernel<XElement>, tensor::sum_launch(p), params);

@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(const ForwardParam
   stage_spans(spans, 0, kOwn, n, a.visibility, b, h, i0);
   __syncthreads();
   const Hull hull =
-      a.visibility.key_range == nullptr ? diagonal_hull(n, a.visibility, i0, kOwn) : staged_hull(spans, 0, kOwn, n, i0);
+      a.visibility.key_range == nullptr ? diagonal_hull(n, a.visibility, i0, kOwn) : staged_hull(spans, kOwn, n, i0);
   const int first = hull.begin / kKeys;
   const int count = hull.end > hull.begin ? divide_up(hull.end, kKeys) - first : 0;
   const int begin = first + int(int64_t(count) * share / p.shares.count);

@@ -90,38 +90,42 @@ __global__ void __launch_bounds__(kThreads, 2) product_kernel(const ProductParam
   if constexpr (!kOwnsKeys) {
     stage_rows(0, kOwn, out_head, own0);
     __syncthreads();
-    hull = v.key_range == nullptr ? diagonal_hull(n, v, own0, kOwn) : staged_hull(spans, 0, kOwn, n, own0);
+    hull = v.key_range == nullptr ? diagonal_hull(n, v, own0, kOwn) : staged_hull(spans, kOwn, n, own0);
     first = hull.begin / kOther;
     pairs = hull.end > hull.begin ? divide_up(hull.end, kOther) - first : 0;
   }
   const int begin = first + int(int64_t(pairs) * share / params.shares.count);
   const int end = first + int(int64_t(pairs) * (share + 1) / params.shares.count);
 
-  // The first pair from `pair` on in which a query sees a key, its queries
-  // staged in half `half` of the row table.
+  // The first pair from `pair` on in which a query sees a key, its queries staged in half `half` of the row table.
+  const auto sees_own = [&](const Hull& hull) { return hull.begin < own0 + kOwn && own0 < hull.end; };
   const auto visible_from = [&](int pair, int half) {
     if constexpr (kOwnsKeys) {
-      for (; pair < end; ++pair) {
-        if (v.has_diagonal) {  // queries before own0 − diagonal see none of
-                               // these keys
+      if (v.key_range != nullptr) {
+        const int64_t first_tile = (b * n.heads + out_head * grid.heads_each) * query_tiles;
+        for (; pair < end; pair += 32) {  // a pair a lane; every warp for itself
+          const int mine = pair + lane();
+          int visible = mine < end && sees_own(load_hull(params.hulls, first_tile + mine)) ? mine : end;
+#pragma unroll
+          for (int lanes = 16; lanes > 0; lanes /= 2) {
+            const int other = __shfl_xor_sync(0xffffffffu, visible, lanes);
+            visible = other < visible ? other : visible;
+          }
+          if (visible == end) continue;
+          pair = visible;
+          break;
+        }
+        if (pair < end) ahead_hull = load_hull(params.hulls, first_tile + pair);
+      } else if (pair < end) {
+        if (v.has_diagonal) {  // queries before own0 − diagonal see none of these keys
           const int64_t from = own0 - v.diagonal;
           const int tile = from <= 0 ? 0 : from < n.queries ? int(from / kOther) : query_tiles;
-          if (pair % query_tiles < tile) {
-            pair += tile - pair % query_tiles - 1;
-            continue;
-          }
+          if (pair % query_tiles < tile) pair += tile - pair % query_tiles;
+          if (tile == query_tiles) pair = end;
         }
-        const int i0 = first_row_of(pair);
-        stage_rows(half * kOther, kOther, head_of(pair), i0);
-        if (v.key_range == nullptr) {
-          ahead_hull = diagonal_hull(n, v, i0, kOther);
-        } else {
-          __syncthreads();
-          ahead_hull = staged_hull(spans, half * kOther, kOther, n, i0);
-        }
-        if (ahead_hull.begin < own0 + kOwn && own0 < ahead_hull.end) break;
-        if (v.key_range != nullptr) __syncthreads();  // the next one is staged over this one
+        if (pair < end) ahead_hull = diagonal_hull(n, v, first_row_of(pair), kOther);
       }
+      if (pair < end) stage_rows(half * kOther, kOther, head_of(pair), first_row_of(pair));
     }
     return pair;
   };

@@ -24,8 +24,8 @@ struct ProductTile {
 
 struct ProductParams {
   Product p;
-  Shares shares;  // of a tile: the workspace holds the output of every share in
-                  // turn
+  Shares shares;     // of a tile: the workspace holds the output of every share in turn
+  const int* hulls;  // hull_kernel's, of tiles of kOther queries: where there is a key range and blocks own keys
 };
 
 // The slope of a cap is read off the capped logit, which an added mask hides:

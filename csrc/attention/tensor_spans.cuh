@@ -38,13 +38,12 @@ __device__ __forceinline__ Hull diagonal_hull(const Shape& shape, const Visibili
   return {0, clamp_key(last + v.diagonal, shape), 0, clamp_key(i0 + v.diagonal + 1, shape)};
 }
 
-// From staged spans, after a barrier; every warp computes it for itself.
-template <class Tile>
-__device__ __forceinline__ Hull staged_hull(Tile spans, int at, int count, const Shape& shape, int64_t i0) {
+// Of queries i0 … i0 + count − 1, a span of which is span_of(n); every lane of the warp gets the same.
+template <class SpanOf>
+__device__ __forceinline__ Hull warp_hull(const Shape& shape, int64_t i0, int count, const SpanOf& span_of) {
   Hull hull{int(shape.keys), 0, 0, int(shape.keys)};
-  for (int n = lane(); n < count; n += 32) {
-    if (i0 + n >= shape.queries) continue;
-    const int begin = spans.load(0, at + n), end = spans.load(1, at + n);
+  for (int n = lane(); n < count && i0 + n < shape.queries; n += 32) {
+    const auto [begin, end] = span_of(n);
     if (begin < end) {
       hull.begin = begin < hull.begin ? begin : hull.begin;
       hull.end = end > hull.end ? end : hull.end;
@@ -63,6 +62,49 @@ __device__ __forceinline__ Hull staged_hull(Tile spans, int at, int count, const
     hull.all_end = other.all_end < hull.all_end ? other.all_end : hull.all_end;
   }
   return hull;
+}
+
+struct KeyPair {
+  int begin, end;
+};
+
+// From spans staged at columns 0 …, after a barrier.
+template <class Tile>
+__device__ __forceinline__ Hull staged_hull(Tile spans, int count, const Shape& shape, int64_t i0) {
+  return warp_hull(shape, i0, count, [&](int n) { return KeyPair{spans.load(0, n), spans.load(1, n)}; });
+}
+
+// Hulls of all tiles of kCount queries under a key range, (B, H, tiles) of four integers: what a block of keys looks
+// through for the tiles that see it. A warp a tile.
+struct HullParams {
+  Shape shape;
+  Visibility visibility;
+  int* hulls;
+};
+inline int64_t hull_tiles(const Shape& n, int count) {
+  return n.batch * n.heads * divide_up(n.queries, count);
+}
+
+template <int kCount>
+__global__ void __launch_bounds__(kThreads) hull_kernel(const HullParams p) {
+  const Shape& n = p.shape;
+  const int64_t tiles = divide_up(n.queries, kCount), tile = int64_t(blockIdx.x) * kWarps + warp();
+  if (tile >= n.batch * n.heads * tiles) return;
+  const int64_t head = tile / tiles, i0 = tile % tiles * kCount;
+  const Hull hull = warp_hull(n, i0, kCount, [&](int k) {
+    const KeySpan span = key_span(n, p.visibility, head / n.heads, head % n.heads, i0 + k);
+    return KeyPair{clamp_key(span.begin, n), clamp_key(span.end, n)};
+  });
+  if (lane() != 0) return;
+  simt::global_store(p.hulls + 4 * tile, hull.begin);
+  simt::global_store(p.hulls + 4 * tile + 1, hull.end);
+  simt::global_store(p.hulls + 4 * tile + 2, hull.all_begin);
+  simt::global_store(p.hulls + 4 * tile + 3, hull.all_end);
+}
+
+__device__ __forceinline__ Hull load_hull(const int* hulls, int64_t tile) {
+  const int* at = hulls + 4 * tile;
+  return {simt::global_load(at), simt::global_load(at + 1), simt::global_load(at + 2), simt::global_load(at + 3)};
 }
 
 // e^x, to the digits that a logit of the inputs' type has.

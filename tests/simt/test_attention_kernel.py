@@ -105,6 +105,7 @@ def test_what_fits_runs_on_tensor_cores(attention, name):
     driver, keys = attention(case.dtype), (inputs.query, inputs.key)
     products = driver.library.simt_matrix_products  # since it was last asked
     products.restype = ctypes.c_uint64
+    products()
     rows = driver.forward(*keys, **inputs.options)
     counts = [products()]
     driver.forward(*keys, inputs.value, **inputs.options)
