@@ -1,19 +1,15 @@
-// Weights times rows (product.h) on tensor cores: A·x, Aᵀ·x and the gradients.
-// Device code, no torch.
+// Weights times rows (product.h) on tensor cores: A·x, Aᵀ·x and the gradients. Device code, no torch.
 //
-// A block owns a tile of queries or of keys, recomputes the logits against the
-// other input's rows as they stream past, turns them into weights, and
-// multiplies those with the rows of x. Every output element is written once: no
-// atomics, the same bits each run. Pairs of tiles in which no query sees a key
-// are not visited.
+// A block owns a tile of queries or of keys, recomputes the logits against the other input's rows as they stream past,
+// turns them into weights, and multiplies those with the rows of x. Every output element is written once: no atomics,
+// the same bits each run. Pairs of tiles in which no query sees a key are not visited.
 #pragma once
 
 #include "tensor_product_grid.cuh"
 
 namespace artent::attention::tensor {
 
-// Masked logits → weights, in place; the queries' rows of the table begin at
-// `table`. Without a cap its slope is 1.
+// Masked logits → weights, in place; the queries' rows of the table begin at `table`. Without a cap its slope is 1.
 template <class Element, bool kOwnsKeys, bool kGradient, int kRowTiles, int kTiles, int kValueTiles, class Table>
 __device__ __forceinline__ void to_weights(const Logits& a, Table rows, int table,
                                            const float (&dP)[kRowTiles][kValueTiles][4],
@@ -83,8 +79,7 @@ __global__ void __launch_bounds__(kThreads, 2) product_kernel(const ProductParam
     }
   };
 
-  // Hulls of the queries that are being worked on, and of those whose slices
-  // are being copied.
+  // Hulls of the queries that are being worked on, and of those whose slices are being copied.
   Hull hull{0, 0, 0, 0}, ahead_hull{0, 0, 0, 0};
   int first = 0, pairs = grid.pairs;
   if constexpr (!kOwnsKeys) {
@@ -130,8 +125,7 @@ __global__ void __launch_bounds__(kThreads, 2) product_kernel(const ProductParam
     return pair;
   };
 
-  // Slices of a pair: of other, of other_value, of x. The weights are due when
-  // the first two are through.
+  // Slices of a pair: of other, of other_value, of x. The weights are due when the first two are through.
   const int steps = depth_steps<Element>(n.dim), depth_slices = divide_up(steps, kSliceSteps);
   const int value_steps = through_value ? depth_steps<Element>(p.own_value.columns) : 0;
   const int logit_slices = depth_slices + divide_up(value_steps, kSliceSteps);
@@ -179,8 +173,7 @@ __global__ void __launch_bounds__(kThreads, 2) product_kernel(const ProductParam
   int pair = end, slice = 0;  // what is being worked on
   const auto start_pair = [&] {
     slice = 0;
-    pair = ahead;  // never further on, for a pair has more slices than the one
-                   // that follows the last of this one
+    pair = ahead;  // the one after this: a pair has two slices or more, and kAhead = 2 of them are under way
     half ^= 1;
     if constexpr (kOwnsKeys) hull = ahead_hull;
     clear(s);

@@ -1,5 +1,4 @@
-// The tiles of a product (product.h) on tensor cores: their sizes, the grid of
-// blocks, what a block holds. No torch.
+// The tiles of a product (product.h) on tensor cores: their sizes, the grid of blocks, what a block holds. No torch.
 #pragma once
 
 #include "launch.h"
@@ -10,9 +9,8 @@ namespace artent::attention::tensor {
 
 // kRowTiles · 16 own rows a warp against kOther at once, kColumns of x.
 //
-// A thread's registers hold kRowTiles · kOther / 2 logits, as many products of
-// grad_out and value in a gradient, and kRowTiles · kColumns / 2 sums, of 255
-// in all; see ForwardTile. Wider outputs are made kColumns at a time.
+// A thread's registers hold kRowTiles · kOther / 2 logits, as many products of grad_out and value in a gradient, and
+// kRowTiles · kColumns / 2 sums, of 255 in all; see ForwardTile. Wider outputs are made kColumns at a time.
 template <class Element, class XElement, bool kGradient, int kColumns_>
 struct ProductTile {
   static constexpr bool kHalf = sizeof(Element) == 2, kHalfX = sizeof(XElement) == 2;
@@ -28,14 +26,12 @@ struct ProductParams {
   const int* hulls;  // hull_kernel's, of tiles of kOther queries: where there is a key range and blocks own keys
 };
 
-// The slope of a cap is read off the capped logit, which an added mask hides:
-// such gradients take the other kernels.
+// The slope of a cap is read off the capped logit, which an added mask hides: such gradients take the other kernels.
 inline bool softcap_under_mask(const Product& p) {
   return p.gradient && p.a.softcap != 0 && p.a.visibility.mask_kind == MaskKind::additive;
 }
 
-// What a block works on. Pairs are the tiles that stream past: of keys, or of
-// the queries of all heads that are summed.
+// What a block works on. Pairs are the tiles that stream past: of keys, or of the queries of all heads that are summed.
 struct ProductGrid {
   int own_rows, own_tiles, column_blocks, pairs, heads_each;
 
@@ -55,8 +51,8 @@ struct ProductGrid {
   }
 };
 
-// A block's own rows of value are those of one head: where the summed heads
-// have values of their own, they are shared out.
+// A block's own rows of value are those of one head: where the summed heads have values of their own, they are shared
+// out.
 inline int least_shares(const Product& p) {
   const bool heads_differ = p.owns_keys && p.gradient && p.own_value.data != nullptr && p.own_value.group == 1;
   return heads_differ ? int(p.a.shape.heads / p.out_heads) : 1;
@@ -71,8 +67,7 @@ inline int64_t product_elements(const Product& p) {
   return p.a.shape.batch * p.out_heads * (p.owns_keys ? p.a.shape.keys : p.a.shape.queries) * p.x.columns;
 }
 
-// Spans and weights of the queries: all of them where a block owns queries, two
-// tiles where they stream past.
+// Spans and weights of the queries: all of them where a block owns queries, two tiles where they stream past.
 template <class Tile, bool kOwnsKeys>
 struct ProductRows {
   static constexpr int kRows = kOwnsKeys ? 2 * Tile::kOther : Tile::kOwn;
