@@ -70,8 +70,9 @@ def attention_spectral_entropy(
     started from random signs: block Krylov with full reorthogonalisation, converged values counted exactly, the rest
     by stochastic quadrature scaled to the exact number and the exact mass that remain, ‖A‖_F² being the sum of the row
     purities. In forward equivalents (one fused attention forward with D columns) that is one for the statistics and
-    steps·(D + rank + 1)/D: about 10 for D = 64 and the defaults, whose error is 0.02 to 0.2 % on attention matrices.
-    Memory is O(H·T·rank·steps), and not differentiable.
+    steps·(D + rank + 1)/D: about 10 for D = 64 and the defaults, whose rms error on attention of T = 1024 to 4096, of a
+    small trained model and of five synthetic kinds, is 0.08 % of S (0.4 % at most). Memory is O(H·T·rank·steps), where
+    ρ is formed O(H·T·n). Nothing is differentiable.
 
     Args:
         query, key, attn_mask and what follows: as in :func:`artent_ext.attention_stats`. Rows that see no key are not
@@ -86,9 +87,8 @@ def attention_spectral_entropy(
         :class:`SpectralEntropy`. ``stderr`` (one standard deviation) is the spread over the probes ⊕ the bias of the
         quadrature ⊕ rounding; S lies within it in about two cases of three. ``lower`` and ``upper`` do not rest on
         chance: they hold for every spectrum that has the eigenvalues found and a largest one below the bound of
-        Collatz and Wielandt, within the trace distance that is stated for rounding. They are wide where the spectrum
-        is flat.
-        A head with NaN or without any key has NaN throughout: a zero matrix is no state.
+        Collatz and Wielandt, and are widened by a trace distance for rounding (n roundings taken to add up like √n).
+        Where the spectrum is flat they are wide. A head with NaN or without any key has NaN throughout: a zero matrix is no state.
 
     Raises:
         TypeError: rank, steps or seed is no integer; and what :func:`artent_ext.attention_stats` raises.
@@ -139,14 +139,15 @@ def attention_bond_entropies(
     left (docs/math.md §1). With D_l the dimension left of it,
 
     - left of the row|column cut ρ_l = Σ_s A_s A_sᵀ/‖A‖_F² is D_l×D_l, A_s being the rows whose last digits are s. The
-      largest of at most 512 (or so: where it costs no more than an estimate) is formed, ρ applied to the identity, for
-      (D + D_l)/D forward equivalents; all before it follow by partial traces. Larger ones are estimated and bounded as
-      in :func:`attention_spectral_entropy`, from products with ρ_l: Σ_s A_s(A_sᵀ Y), for as many equivalents as there.
+      largest of at most 512 (or so: where it costs no more than an estimate) is formed, from the elements of A_s, D_l
+      columns of a product, and a Gram matrix in float64; those before it follow by partial traces. In forward
+      equivalents about (D + D_l)/2D, and D_l/2D dense ones for the Gram matrix. Larger ones are estimated and bounded
+      as in :func:`attention_spectral_entropy`, from products with ρ_l, Σ_s A_s(A_sᵀ Y), for as many equivalents.
     - right of the cut the same with ρ = Σ_e A_eᵀA_e, A_e being the columns whose first digits are e: a block of keys.
     - the cut itself on its smaller side.
 
-    At T = 4096, D = 64 with the defaults that is 65 forward equivalents: two sides up to 512 for 9 each, five estimates
-    of 9, one pass for the statistics. Memory is O(H·T·rank·steps).
+    At T = 4096, D = 64 with the defaults that is some 65 forward equivalents: two sides up to 512 for 9 each, five
+    estimates of 9, one pass for the statistics. Memory is O(H·T·max(rank·steps, 512)).
 
     Args:
         query, key: as in :func:`artent_ext.attention_stats`, whose masks and scale are the further ``options``.
