@@ -88,7 +88,8 @@ def attention_spectral_entropy(
         quadrature ⊕ rounding; S lies within it in about two cases of three. ``lower`` and ``upper`` do not rest on
         chance: they hold for every spectrum that has the eigenvalues found and a largest one below the bound of
         Collatz and Wielandt, and are widened by a trace distance for rounding (n roundings taken to add up like √n).
-        Where the spectrum is flat they are wide. A head with NaN or without any key has NaN throughout: a zero matrix is no state.
+        Where the spectrum is flat they are wide. A head with NaN or without any key has NaN throughout: a zero matrix
+        is no state.
 
     Raises:
         TypeError: rank, steps or seed is no integer; and what :func:`artent_ext.attention_stats` raises.
