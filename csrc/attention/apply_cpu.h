@@ -75,8 +75,7 @@ struct ApplyWorkspace {
   using R = Accumulator<T>;
   std::vector<R> packed, streamed, x, result, lse, low;
   std::vector<R> s = std::vector<R>(size_t(kChunk * kMaxGroupRows));
-  Sight<R> sight{false, group_rows<R>(), {}};
-  std::vector<Interval> seen;
+  Sight<R> sight{false};
 };
 
 // Result of the block: kTranspose owns keys and streams queries.
@@ -97,12 +96,7 @@ void apply_block(const Apply& p, const RowLse<Accumulator<T>>& rows, const Scale
   }
   w.result.assign(size_t(own.groups() * size), R(0));
 
-  Interval all{0, n.queries};
-  if (!kTranspose) {
-    all = w.sight.look(p.a, b, h, own.first, own.rows);
-    w.seen.assign(size_t(own.groups()), Interval{0, 0});
-    for (int64_t i = 0; i < own.rows; ++i) w.seen[i / own.lanes] = hull(w.seen[i / own.lanes], w.sight.queries[i]);
-  }
+  const Interval all = kTranspose ? Interval{0, n.queries} : w.sight.look(p.a, own);
   for (int64_t first = all.start; first < all.end; first += kChunk) {
     const Interval chunk{first, std::min(first + kChunk, all.end)};
     const int64_t length = chunk.end - first;
@@ -115,20 +109,17 @@ void apply_block(const Apply& p, const RowLse<Accumulator<T>>& rows, const Scale
                                         : rows_of<T>(p.a.key, p.a.key_strides, b, hk, first, length, n.dim, w.streamed);
     const Rows<R> x = rows_of<X>(p.x.data, p.x.strides, b, h, first, length, columns, w.x);
     for (int64_t g = 0; g < own.groups(); ++g) {
-      const int64_t own_first = own.first + g * own.lanes;
-      const Interval part =
-          kTranspose ? seers(w.sight.queries, {own_first, own_first + own.rows_in(g)}, first) : chunk & w.seen[g];
+      const Interval part = w.sight.part(own, g, chunk);
       if (part.empty()) continue;
       const int64_t skip = part.start - first, count = part.end - part.start;
-      const TileAt at{b, h, own_first, own.rows_in(g), part.start, count, kTranspose ? skip : g * own.lanes};
-      logits(p.a, w.sight, at, Rows<R>{streamed.data + skip * streamed.stride, streamed.stride},
-             w.packed.data() + g * own.lanes * n.dim, w.s.data());
       const int64_t term = kTranspose ? skip : g * own.lanes;
+      const TileAt at{b, h, own.first + g * own.lanes, own.rows_in(g), part.start, count, term};
+      logits(p.a, w.sight, at, streamed.from(skip), w.packed.data() + g * own.lanes * n.dim, w.s.data());
       R* const result = w.result.data() + g * size;
       const bool single = columns == 1;
       probabilities(ProbabilityTile<R>{w.s.data(), count, w.lse.data() + term, w.low.data() + term, !kTranspose,
-                                       single ? x.data + skip * x.stride : nullptr, x.stride, result});
-      if (!single) combine(Rows<R>{x.data + skip * x.stride, x.stride}, count, columns, w.s.data(), result);
+                                       single ? x.from(skip).data : nullptr, x.stride, result});
+      if (!single) combine(x.from(skip), count, columns, w.s.data(), result);
     }
   }
 

@@ -85,9 +85,8 @@ struct BackwardWorkspace {
   static std::vector<R> tile() { return std::vector<R>(size_t(kChunk * kMaxGroupRows)); }
   std::vector<R> packed, packed_value, streamed, streamed_value, result, result_value;
   std::vector<R> s = tile(), capped = tile(), through_value = tile(), probability = tile();
-  Sight<R> sight{false, group_rows<R>(), {}};
+  Sight<R> sight{false};
   RowTerms<R> terms;
-  std::vector<Interval> seen;
 };
 
 // The gradient tile of streamed rows [part.start, part.end) and group g; `values` are the rows of value (or grad_out)
@@ -111,11 +110,6 @@ void gradient_tile(const Backward& p, const Owned<Accumulator<T>>& own, int64_t 
                             R(p.a.softcap), with_probability ? w.probability.data() : nullptr});
 }
 
-template <typename R>
-Rows<R> from(Rows<R> rows, int64_t skip) {
-  return {rows.data + skip * rows.stride, rows.stride};
-}
-
 // ∂loss/∂query of one block of queries: scale · ds · K.
 template <typename T>
 void backward_query_block(const Backward& p, const RowLse<Accumulator<T>>& rows, int64_t b, int64_t h, int64_t block,
@@ -132,10 +126,7 @@ void backward_query_block(const Backward& p, const RowLse<Accumulator<T>>& rows,
   if (through_value) pack_block<T>(p.grad_out.data, p.grad_out.strides, own, h, columns, 1.0, w.packed_value);
   w.terms.load(p, rows, row0 + own.first, own.rows);
   w.result.assign(size_t(own.groups() * size), R(0));
-  const Interval all = w.sight.look(p.a, b, h, own.first, own.rows);
-  w.seen.assign(size_t(own.groups()), Interval{0, 0});
-  for (int64_t i = 0; i < own.rows; ++i) w.seen[i / own.lanes] = hull(w.seen[i / own.lanes], w.sight.queries[i]);
-
+  const Interval all = w.sight.look(p.a, own);
   for (int64_t j0 = all.start; j0 < all.end; j0 += kChunk) {
     const Interval chunk{j0, std::min(j0 + kChunk, all.end)};
     const int64_t length = chunk.end - j0;
@@ -144,11 +135,11 @@ void backward_query_block(const Backward& p, const RowLse<Accumulator<T>>& rows,
     if (through_value)
       values = rows_of<T>(p.value.data, p.value.strides, b, h / p.value.group, j0, length, columns, w.streamed_value);
     for (int64_t g = 0; g < own.groups(); ++g) {
-      const Interval part = chunk & w.seen[g];
+      const Interval part = w.sight.part(own, g, chunk);
       if (part.empty()) continue;
       const int64_t skip = part.start - j0, lane0 = g * own.lanes;
-      gradient_tile<T>(p, own, h, g, part, lane0, lane0, from(keys, skip), from(values, skip), false, w);
-      combine(from(keys, skip), part.end - part.start, n.dim, w.s.data(), w.result.data() + g * size);
+      gradient_tile<T>(p, own, h, g, part, lane0, lane0, keys.from(skip), values.from(skip), false, w);
+      combine(keys.from(skip), part.end - part.start, n.dim, w.s.data(), w.result.data() + g * size);
     }
   }
   T* const out = static_cast<T*>(p.grad_query) + (row0 + own.first) * n.dim;
@@ -187,14 +178,13 @@ void backward_key_block(const Backward& p, const RowLse<Accumulator<T>>& rows,
       if (through_value)
         grad_out = rows_of<T>(p.grad_out.data, p.grad_out.strides, b, h, i0, length, columns, w.streamed_value);
       for (int64_t g = 0; g < own.groups(); ++g) {
-        const int64_t own_first = own.first + g * own.lanes;
-        const Interval part = seers(w.sight.queries, {own_first, own_first + own.rows_in(g)}, i0);
+        const Interval part = w.sight.part(own, g, {i0, i0 + length});
         if (part.empty()) continue;
         const int64_t skip = part.start - i0, count = part.end - part.start;
-        gradient_tile<T>(p, own, h, g, part, skip, skip, from(queries, skip), from(grad_out, skip), with_value, w);
-        combine(from(queries, skip), count, n.dim, w.s.data(), w.result.data() + g * size);
+        gradient_tile<T>(p, own, h, g, part, skip, skip, queries.from(skip), grad_out.from(skip), with_value, w);
+        combine(queries.from(skip), count, n.dim, w.s.data(), w.result.data() + g * size);
         if (with_value)
-          combine(from(grad_out, skip), count, columns, w.probability.data(), w.result_value.data() + g * value_size);
+          combine(grad_out.from(skip), count, columns, w.probability.data(), w.result_value.data() + g * value_size);
       }
     }
     if (with_value && (h + 1) % p.value.group == 0) {

@@ -124,9 +124,8 @@ struct ForwardWorkspace {
   using R = Accumulator<T>;
   std::vector<R> packed, keys, values, result;
   std::vector<R> s = std::vector<R>(size_t(kChunk * kMaxGroupRows));
-  Sight<R> sight{false, group_rows<R>(), {}};
+  Sight<R> sight{false};
   std::vector<OnlineLanes<R>> states;
-  std::vector<Interval> seen;  // by each group
 };
 
 // The states of a block's rows, and Σ e^{s−m}·value beside them.
@@ -138,10 +137,7 @@ void stream_keys(const Logits& a, const Columns& value, const Owned<Accumulator<
   pack_block<T>(a.query, a.query_strides, own, h, n.dim, a.scale, w.packed);
   w.states.assign(size_t(own.groups()), OnlineLanes<R>());
   w.result.assign(size_t(own.groups() * size), R(0));
-  const Interval all = w.sight.look(a, b, h, own.first, own.rows);
-  w.seen.assign(size_t(own.groups()), Interval{0, 0});
-  for (int64_t i = 0; i < own.rows; ++i) w.seen[i / own.lanes] = hull(w.seen[i / own.lanes], w.sight.queries[i]);
-
+  const Interval all = w.sight.look(a, own);
   for (int64_t j0 = all.start; j0 < all.end; j0 += kChunk) {
     const Interval chunk{j0, std::min(j0 + kChunk, all.end)};
     const Rows<R> keys =
@@ -150,16 +146,14 @@ void stream_keys(const Logits& a, const Columns& value, const Owned<Accumulator<
     if (columns > 0)
       values = rows_of<T>(value.data, value.strides, b, h / value.group, j0, chunk.end - j0, columns, w.values);
     for (int64_t g = 0; g < own.groups(); ++g) {
-      const Interval part = chunk & w.seen[g];
+      const Interval part = w.sight.part(own, g, chunk);
       if (part.empty()) continue;
       const int64_t skip = part.start - j0, count = part.end - part.start;
       const TileAt at{b, h, own.first + g * own.lanes, own.rows_in(g), part.start, count, g * own.lanes};
       R* const result = w.result.data() + g * size;
-      logits(a, w.sight, at, Rows<R>{keys.data + skip * keys.stride, keys.stride},
-             w.packed.data() + g * own.lanes * n.dim, w.s.data());
+      logits(a, w.sight, at, keys.from(skip), w.packed.data() + g * own.lanes * n.dim, w.s.data());
       update_tile(OnlineTile<R>{w.s.data(), count, &w.states[g], result, columns});
-      if (columns > 0)
-        combine(Rows<R>{values.data + skip * values.stride, values.stride}, count, columns, w.s.data(), result);
+      if (columns > 0) combine(values.from(skip), count, columns, w.s.data(), result);
     }
   }
 }

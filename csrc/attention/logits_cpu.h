@@ -56,15 +56,16 @@ ARTENT_INLINE void cap_logits(const Cap<R>& a) {
 ARTENT_ISA_DISPATCH(soften, Cap<float>, cap_logits)
 ARTENT_ISA_DISPATCH(soften, Cap<double>, cap_logits)
 
-// What a chunk of streamed rows and a block see of each other.
+// What a block and the rows streamed past it see of each other.
 template <typename R>
 struct Sight {
   bool owns_keys;
-  int64_t lanes;                  // of a group
-  std::vector<Interval> queries;  // visible keys of the block's queries, or of the chunk's
+  int64_t lanes = group_rows<R>();
+  std::vector<Interval> queries;  // visible keys of the block's queries or, where keys are owned, of the chunk's
+  std::vector<Interval> groups;   // where queries are owned: the keys that any query of a group sees
   std::vector<R> lo = std::vector<R>(size_t(kChunk + kMaxGroupRows)), hi = lo;
 
-  // Fills in the queries [i0, i0 + n); returns the keys that any of them sees.
+  // Looks at the queries [i0, i0 + n); returns the keys that any of them sees.
   Interval look(const Logits& a, int64_t b, int64_t h, int64_t i0, int64_t n) {
     Interval all{0, 0};
     queries.resize(size_t(n));
@@ -74,15 +75,27 @@ struct Sight {
     }
     return all;
   }
-};
 
-// Of the queries from `first` on whose visible keys are given: those from the first to the last that see any of `keys`.
-inline Interval seers(const std::vector<Interval>& queries, Interval keys, int64_t first) {
-  int64_t start = 0, end = int64_t(queries.size());
-  while (start < end && (queries[start] & keys).empty()) ++start;
-  while (start < end && (queries[end - 1] & keys).empty()) --end;
-  return {first + start, first + end};
-}
+  // The rows to stream past a block of queries.
+  Interval look(const Logits& a, const Owned<R>& own) {
+    const Interval all = look(a, own.b, own.h, own.first, own.rows);
+    groups.assign(size_t(own.groups()), Interval{0, 0});
+    for (int64_t i = 0; i < own.rows; ++i) groups[i / lanes] = hull(groups[i / lanes], queries[i]);
+    return all;
+  }
+
+  // Of a chunk the rows that a group has to meet: the keys that its queries see, or from the first to the last query
+  // that sees any of its keys.
+  Interval part(const Owned<R>& own, int64_t group, Interval chunk) const {
+    if (!owns_keys) return chunk & groups[group];
+    const int64_t key0 = own.first + group * lanes;
+    const Interval keys{key0, key0 + own.rows_in(group)};
+    Interval seen = chunk;
+    while (!seen.empty() && (queries[seen.start - chunk.start] & keys).empty()) ++seen.start;
+    while (!seen.empty() && (queries[seen.end - 1 - chunk.start] & keys).empty()) --seen.end;
+    return seen;
+  }
+};
 
 // One tile: `n` streamed rows from `first` on, against the `rows` lanes of a group that starts at `own_first`.
 struct TileAt {

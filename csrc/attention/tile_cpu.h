@@ -68,6 +68,7 @@ template <typename R>
 struct Rows {
   const R* data;
   int64_t stride;
+  Rows from(int64_t row) const { return {data + row * stride, stride}; }
 };
 
 // `rows` rows from i0 on of a head of x, whose last dimension is `dim`.
