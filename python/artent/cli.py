@@ -1,8 +1,9 @@
-"""The command line: ``artent study`` runs the study, ``artent report`` tells what its records say."""
+"""The command line: ``artent study`` and ``artent report``, ``artent attention``. Thin: the work is done elsewhere."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from artent_ext._version import __version__
@@ -15,20 +16,26 @@ def main(argv=None):
     options = _parser().parse_args(argv)
     try:
         options.run(options)
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, OSError) as error:
         print(f"artent {options.command}: {error}", file=sys.stderr)
         return 2
     except ImportError as error:
-        print(f"artent {options.command}: {error}; pip install 'artent[study]' brings what it needs", file=sys.stderr)
+        hint = "" if "pip install" in str(error) else f"; pip install 'artent[{options.extra}]' brings what it needs"
+        print(f"artent {options.command}: {error}{hint}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nstopped; what was measured is kept, and --resume goes on", file=sys.stderr)
+        print(f"\nstopped{options.stopped}", file=sys.stderr)
         return 130
     return 0
 
 
 def _parser():
     parser = argparse.ArgumentParser(prog="artent", description="Entanglement of weight updates and of attention.")
+    parser.set_defaults(extra="study", stopped="")
     parser.add_argument("--version", action="version", version=f"artent {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
 
@@ -39,12 +46,49 @@ def _parser():
     study.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting of the configuration"
     )
-    study.set_defaults(run=_study)
+    study.set_defaults(run=_study, stopped="; what was measured is kept, and --resume goes on")
 
     report = commands.add_parser("report", help="write report.html and figures from a study's records")
     report.add_argument("runs", nargs="+", metavar="RUN", help="folder of a study")
     report.set_defaults(run=_report)
+
+    attention = commands.add_parser("attention", help="entanglement of a model's attention on a text")
+    attention.add_argument("model", metavar="MODEL", help="folder or hub name of a causal LM, or of a PEFT adapter")
+    attention.add_argument("--text", required=True, metavar="FILE", help="utf-8 text; - is standard input")
+    attention.add_argument(
+        "--lengths", type=_integers, metavar="T,T,…", help="tokens of prefixes (all there are, halved down to 16)"
+    )
+    attention.add_argument("--layers", type=_integers, metavar="L,L,…", help="layers to measure (all)")
+    attention.add_argument("--max-tokens", type=_positive, metavar="N", help="use the first N tokens of the text")
+    attention.add_argument("--variant", choices=("raw", "sink_removed", "row_normalised"), default="raw")
+    attention.add_argument(
+        "--method", choices=("auto", "exact", "streamed"), default="auto", help="auto is exact up to 1024 tokens"
+    )
+    attention.add_argument("--device", default="cpu", help="where the model runs (%(default)s)")
+    attention.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    attention.add_argument("--json", action="store_true", help="print the record instead of the table")
+    attention.add_argument(
+        "--out", metavar="DIR", help="append the record to DIR/results.jsonl, draw DIR/figures/*.png"
+    )
+    attention.add_argument("--plot", action=argparse.BooleanOptionalAction, help="draw figures (where there is --out)")
+    attention.set_defaults(run=_attention)
     return parser
+
+
+def _integers(text):
+    return tuple(_natural(part) for part in text.split(","))
+
+
+def _positive(text):
+    if (number := _natural(text)) < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
+    return number
+
+
+def _natural(text):
+    if not (text.strip().isascii() and text.strip().isdigit()):
+        raise argparse.ArgumentTypeError(f"expected integers with commas between them, such as 256,1024; got {text!r}")
+    return int(text)
 
 
 def _study(options):
@@ -60,6 +104,12 @@ def _report(options):
 
     for run in options.runs:
         _tell(write_report(run))
+
+
+def _attention(options):
+    from artent.attention.command import run
+
+    run(options)
 
 
 def _tell(page):

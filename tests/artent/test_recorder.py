@@ -127,6 +127,25 @@ def test_records_hold_what_the_direct_calls_give(kind, tmp_path):
     recorder.close()
 
 
+def test_a_long_probe_is_streamed_and_its_error_recorded(tmp_path):
+    model, probe = build("full-ft"), torch.arange(90)[None] % 31
+    options = {"method": "streamed", "rank": 4, "steps": 3, "layers": (1,)}
+    path = tmp_path / "results.jsonl"
+    recorder = EntanglementRecorder(model, internal=False, probe=probe, lengths=90, attention=options, out=path)
+    losses = train(model, recorder, steps=1)
+    recorder.measure(1)
+    recorder.close()
+    assert losses == train(build("full-ft"), steps=1)
+    record = read_records(path)[-1]
+    direct = attention_entanglement(model, probe, lengths=90, **options)
+    assert record["s_ext"] == direct.s_ext.tolist()
+    assert (record["methods"], record["layers"]) == (["streamed"], [1])
+    assert record["s_ext_stderr"][0][0][0][0] > 0
+    exact = attention_entanglement(model, probe, lengths=90, layers=1).s_ext
+    low, high = torch.tensor(record["s_ext_lower"]), torch.tensor(record["s_ext_upper"])
+    assert ((low <= exact) & (exact <= high)).all()
+
+
 @pytest.mark.parametrize("kind", ["full-ft", "lora"])
 def test_before_the_first_step_there_are_no_profiles_and_their_names_are_kept(kind):
     recorder = EntanglementRecorder(build(kind))
@@ -167,6 +186,7 @@ BAD = {
     "every": ({"every": 0}, ValueError, "every=0"),
     "every of a fraction": ({"every": 1.5}, ValueError, "every=1.5"),
     "no probe": ({"external": True}, ValueError, "needs probe"),
+    "options of attention": ({"probe": PROBE, "attention": {"ranks": 4}}, ValueError, "ranks unknown.*method, rank"),
     "nothing": ({"internal": False}, ValueError, "nothing to measure"),
     "targets": ({"targets": ["c_attn"]}, ValueError, r"\['c_attn'\] match none"),
     "out": ({"out": 3}, TypeError, "out must be"),

@@ -35,8 +35,9 @@ def attach(trainer, every=50, internal=True, external=True, probe=None, out=None
     Args:
         trainer: a ``transformers.Trainer`` or a subclass such as TRL's.
         probe: the batch that attention is measured on; default: the 4 longest of the first 64 texts of the
-            evaluation set, else of the training set, cut to 512 tokens.
-        options: further arguments of ``EntanglementRecorder`` (base, targets, lengths, context).
+            evaluation set, else of the training set, cut to 512 tokens. Longer ones are welcome: above 1024
+            tokens S_ext is estimated, with its error, at some ten forward passes of attention a length.
+        options: further arguments of ``EntanglementRecorder`` (base, targets, lengths, attention, context).
 
     Returns:
         The callback, with its ``recorder`` once training has begun; ``trainer.remove_callback`` takes it off.

@@ -18,6 +18,8 @@ from artent.weights import snapshot, unwrap
 # What records hold besides their context.
 _MEASURED = {field.name for kind in (EntanglementProfile, AttentionEntanglement) for field in fields(kind)}
 _TAKEN = _MEASURED - {"method"} | {"estimator", "kind", "module", "seconds", "step"}
+# Of attention_entanglement, besides lengths.
+_OPTIONS = {"layers", "method", "rank", "seed", "steps", "variant"}
 
 
 class EntanglementRecorder:
@@ -44,6 +46,10 @@ class EntanglementRecorder:
         external: measure attention on ``probe``. None: where there is one.
         probe: the fixed batch, token ids (batch, T) or a mapping with ``input_ids`` and ``attention_mask``.
         lengths: prefix lengths for ``artent.attention_entanglement``.
+        attention: its further arguments, such as ``{"method": "streamed", "rank": 16, "layers": (0, 5)}``. What a
+            measurement costs is in its record, "seconds": exact lengths (up to 1024 tokens, unless ``method`` says
+            otherwise) grow with the cube of the tokens; streamed ones are some ten forward passes of the head's
+            attention each. Fewer lengths and layers cost less.
         out: a path that records are appended to, or an open ``artent.records.RecordWriter``.
         context: entries of every record, such as ``{"method": "lora-r4", "seed": 0}``.
 
@@ -70,6 +76,7 @@ class EntanglementRecorder:
         external=None,
         probe=None,
         lengths=None,
+        attention=None,
         out=None,
         context=None,
     ):
@@ -90,7 +97,9 @@ class EntanglementRecorder:
             raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
         self.model = unwrap(model)
         self.targets, self.every = targets, every
-        self.probe, self.lengths = probe, lengths
+        self.probe, self.lengths, self.attention = probe, lengths, dict(attention or {})
+        if unknown := sorted(self.attention.keys() - _OPTIONS):
+            raise ValueError(f"attention: {', '.join(unknown)} unknown; expected some of {', '.join(sorted(_OPTIONS))}")
         self.context = dict(context or {})
         if taken := sorted(_TAKEN & self.context.keys()):
             raise ValueError(f"context: {', '.join(taken)} would overwrite what is measured; name them otherwise")
@@ -147,7 +156,7 @@ class EntanglementRecorder:
 
     def _attention(self, step):
         start = time.perf_counter()
-        attention = attention_entanglement(self.model, self.probe, lengths=self.lengths)
+        attention = attention_entanglement(self.model, self.probe, lengths=self.lengths, **self.attention)
         longest = attention.lengths.index(max(attention.lengths))
         self.summary["s_ext"] = attention.s_ext[longest].nanmean().item()  # NaN: a text shorter than that
         record = {**self.context, "kind": "attention", "step": step, **attention.to_dict()}
