@@ -118,11 +118,9 @@ def _plots(options):
         raise ValueError("--plot needs --out, the folder that figures are written to")
     if options.out is None or options.plot is False:
         return None
-    import matplotlib
-
-    matplotlib.use("Agg")
     from artent import plots
 
+    plots.plt.switch_backend("Agg")  # no window, wherever this runs
     return plots
 
 
