@@ -12,8 +12,8 @@ from artent import theory
 from artent.attention.measure import attention_entanglement
 from artent.attention.table import growth_by_layer, lines
 from artent.records import RecordWriter, read_records
+from artent_ext import attention_spectral_entropy
 from artent_ext._version import __version__
-from artent_ext.spectral import attention_spectral_entropy
 
 _FEWEST = 16  # tokens: fewer say nothing
 

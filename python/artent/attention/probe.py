@@ -3,8 +3,7 @@
 import torch
 
 from artent.attention.spectrum import prefix_entropies, rounding
-from artent_ext import attention_stats, reference
-from artent_ext.spectral import attention_spectral_entropy
+from artent_ext import attention_spectral_entropy, attention_stats, reference
 
 # Heads of a text are measured in groups that take about this much memory.
 _GROUP_BYTES = 256 << 20
