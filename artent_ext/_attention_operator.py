@@ -18,19 +18,26 @@ from artent_ext._krylov import State, gram
 
 
 class AttentionState:
-    """A of every head, one after the other (N = B·H), with ‖A‖_F² from one pass for its row statistics."""
+    """A of every head, one after the other (N = B·H), with ‖A‖_F² from one pass for its row statistics.
 
-    def __init__(self, arguments: AttentionArguments):
+    With ``row_normalised`` every row is divided by its 2-norm, the root of its purity.
+    """
+
+    def __init__(self, arguments: AttentionArguments, row_normalised: bool = False):
         self.query, self.key, self.mask, self.key_range, self.diagonal, *self.numbers = arguments
         self.query, self.key = self.query.detach(), self.key.detach()
         self.lse, _, purity = ops.attention_stats(self.query, self.key, *arguments[2:])
         self.rows, self.columns = self.query.shape[2], self.key.shape[2]
         self.count = self.query.shape[0] * self.query.shape[1]
         self.dtype = self.lse.dtype
-        purity = purity.double().flatten(0, 1)
+        self.weight = None  # of every row, (B, H, T_q, 1)
+        seen = ~(purity == 0)  # the row has a key, or is NaN
+        if row_normalised:
+            self.weight = torch.where(seen, purity.rsqrt(), 0.0)[..., None]
+            purity = torch.where(seen, purity * self.weight[..., 0].square(), 0.0)  # 1, or NaN
+        purity, self.seen = purity.double().flatten(0, 1), seen.flatten(0, 1)  # (N, T_q)
         self.norm2 = purity.sum(-1)
-        self.seen = ~(purity == 0)  # (N, T_q): the row has a key, or is NaN
-        relative = torch.where(purity > 0, self._relative_rounding(), 0.0)
+        relative = torch.where(purity > 0, self._relative_rounding() * (3.0 if row_normalised else 1.0), 0.0)
         self.relative = relative.amax(-1)
         # ρ and the rounded ρ are reductions of two pure states, and no further apart than those.
         self.distance = ((purity * relative.square()).sum(-1) / self.norm2).sqrt()
@@ -69,9 +76,12 @@ class AttentionState:
         return State(product, matrix, support, self.norm2, dim.double(), self.distance, self.relative, products)
 
     def _apply(self, arguments, x, transpose):
-        query, key, lse, *visible = arguments
+        weight, query, key, lse, *visible = arguments
         x = x.reshape(*query.shape[:2], *x.shape[-2:])
-        return ops.attention_apply(query, key, x, lse, transpose, *visible, *self.numbers).flatten(0, 1)
+        if weight is not None and transpose:
+            x = x * weight
+        out = ops.attention_apply(query, key, x, lse, transpose, *visible, *self.numbers)
+        return (out if weight is None or transpose else out * weight).flatten(0, 1)
 
     def _gram(self, arguments, n, transpose):
         """A_s A_sᵀ, or A_sᵀA_s without ``transpose``, from the elements of A_s: sums in float64 leave no rounding."""
@@ -81,7 +91,7 @@ class AttentionState:
 
     def _rows(self, s, step):
         if step == 1:
-            return self.query, self.key, self.lse, self.mask, self.key_range, self.diagonal
+            return self.weight, self.query, self.key, self.lse, self.mask, self.key_range, self.diagonal
         at = slice(s, None, step)
         mask = None if self.mask is None else self.mask[:, :, at]
         key_range = self.key_range
@@ -93,14 +103,15 @@ class AttentionState:
             else:
                 key_range = torch.stack((key_range[..., 0], key_range[..., 1].minimum(end)), -1)
         key_range = None if key_range is None else key_range[:, :, at]
-        return self.query[:, :, at], self.key, self.lse[:, :, at].contiguous(), mask, key_range, None
+        weight = None if self.weight is None else self.weight[:, :, at]
+        return weight, self.query[:, :, at], self.key, self.lse[:, :, at].contiguous(), mask, key_range, None
 
     def _columns(self, first, size):
         at = slice(first, first + size)
         mask = None if self.mask is None else self.mask[..., at]
         key_range = None if self.key_range is None else (self.key_range - first).clamp(0, size)
         diagonal = None if self.diagonal is None else self.diagonal - first
-        return self.query, self.key[:, :, at], self.lse, mask, key_range, diagonal
+        return self.weight, self.query, self.key[:, :, at], self.lse, mask, key_range, diagonal
 
     def _relative_rounding(self) -> Tensor:
         """(N, T_q) bound on the relative rounding of the elements of every row, e^{s − lse}, as rounding goes.

@@ -53,6 +53,7 @@ def attention_spectral_entropy(
     rank: int = 32,
     steps: int = 6,
     seed: int | Tensor = 0,
+    row_normalised: bool = False,
     attn_mask: Tensor | CausalBias | None = None,
     is_causal: bool = False,
     scale: float | None = None,
@@ -82,6 +83,8 @@ def attention_spectral_entropy(
         steps: of the Krylov space, at least 1; 4 and more for slowly decaying spectra.
         seed: an integer for all heads, or integers broadcastable to (..., H). The signs are a function of it and of the
             row alone: a head's result depends neither on its batch nor on global random state.
+        row_normalised: of A with every row divided by its 2-norm, so that rows that see few keys do not outweigh the
+            diffuse ones.
 
     Returns:
         :class:`SpectralEntropy`. ``stderr`` (one standard deviation) is the spread over the probes ⊕ the bias of the
@@ -118,7 +121,7 @@ def attention_spectral_entropy(
         none = query.new_full(shape, math.nan, dtype=torch.float64)
         return SpectralEntropy(none, none, none, none, none.new_empty((*shape, k)))
     with without_autocast(query):
-        A = AttentionState(arguments)
+        A = AttentionState(arguments, row_normalised)
         found = _solve(_cut(A), rank, steps, seed, query.shape[-1])
     return SpectralEntropy(*(x.reshape(shape) for x in found[:4]), found.p[:, :k].reshape(*shape, k))
 
