@@ -32,7 +32,7 @@ def attention_entanglement(
       make of each other. Renormalised, since otherwise the mass that each row spends on the sink would go on
       weighting the rows. A length T then is a (T−1)×(T−1) matrix.
     - ``"row_normalised"``: every row scaled to unit 2-norm, so that the few keys of early rows don't
-      dominate. Exact only, up to 4096 tokens.
+      dominate.
 
     method: ``"exact"``, eigenvalues of each head's T×T density matrix in float64, up to 4096 tokens; ``"streamed"``,
     ``artent_ext.attention_spectral_entropy`` with its ``rank``, ``steps`` and ``seed``, for any length, without a T×T

@@ -44,18 +44,11 @@ def make_plan(tokens, lengths, layers, variant, method, rank, steps, seed):
     for name, value, least in (("rank", rank, 1), ("steps", steps, 1), ("seed", seed, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"{name} is {value!r}; expected an integer, {least} or more")
-    methods = tuple(_method(length, method, variant) for length in lengths)
+    methods = tuple(_method(length, method) for length in lengths)
     return Plan(lengths, methods, layers, variant, rank, steps, seed)
 
 
-def _method(length, method, variant):
-    if variant == "row_normalised":  # of A alone are there streamed products
-        if method == "streamed" or length > MAX_TOKENS:
-            raise ValueError(
-                f"variant 'row_normalised' is measured exactly only, up to {MAX_TOKENS} tokens; method is {method!r} "
-                f"and a length {length}. Take variant 'raw' or 'sink_removed', or shorter lengths"
-            )
-        return "exact"
+def _method(length, method):
     if method == "exact" and length > MAX_TOKENS:
         raise ValueError(
             f"lengths: {length} tokens; an exact spectral entropy takes up to {MAX_TOKENS} (a T×T eigenvalue problem a "

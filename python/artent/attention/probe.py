@@ -96,8 +96,15 @@ class Probe:
 
     def _streamed(self, query, key, options, seeds):
         """(4, heads) by products with A, query and key (heads, T, D); every head has random signs of its own."""
+        plan, unit = self.plan, self.plan.variant == "row_normalised"
         found = attention_spectral_entropy(
-            query[None], key[None], rank=self.plan.rank, steps=self.plan.steps, seed=seeds[None], **options
+            query[None],
+            key[None],
+            rank=plan.rank,
+            steps=plan.steps,
+            seed=seeds[None],
+            row_normalised=unit,
+            **options,
         )
         return torch.cat(found[:4]).cpu()
 

@@ -49,6 +49,9 @@ def folder(tmp_path_factory):
     model = transformers.LlamaForCausalLM(config)
     for name in ("whole", "without tokenizer", "small vocabulary"):
         model.save_pretrained(root / name)
+    config.max_position_embeddings = 5000
+    transformers.LlamaForCausalLM(config).save_pretrained(root / "long context")
+    (root / "long.txt").write_text("long" * 1200, encoding="utf-8")
     config.vocab_size = 8
     transformers.LlamaForCausalLM(config).save_pretrained(root / "small vocabulary")
     adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
@@ -58,7 +61,7 @@ def folder(tmp_path_factory):
     T5Config().save_pretrained(root / "encoder-decoder")
     config.save_pretrained(root / "without weights")
     (root / "empty").mkdir()
-    for name in ("whole", "small vocabulary", "encoder-decoder", "without weights"):
+    for name in ("whole", "long context", "small vocabulary", "encoder-decoder", "without weights"):
         save_tokenizer(root / name)
     (root / "text.txt").write_text(TEXT, encoding="utf-8")
     (root / "blank.txt").write_text(" \n", encoding="utf-8")
@@ -158,12 +161,7 @@ MISTAKES = {  # model, text, options, what the message says
     "lengths beyond the context": ("whole", "text.txt", ("--lengths", "128"), "128 asked.*96.*max_position_embeddings"),
     "a length of zero": ("whole", "text.txt", ("--lengths", "0,16"), r"1 … 96"),
     "no such layer": ("whole", "text.txt", ("--layers", "2"), r"attention layers are \[0, 1\]"),
-    "unit rows streamed": (
-        "whole",
-        "text.txt",
-        ("--variant", "row_normalised", "--method", "streamed"),
-        "measured exactly only",
-    ),
+    "too many tokens to be exact": ("long context", "long.txt", ("--method", "exact"), "up to 4096.*'streamed'"),
     "a device": ("whole", "text.txt", ("--device", "abacus"), "expected cpu, cuda"),
     "a plot without a folder": ("whole", "text.txt", ("--plot",), "--plot needs --out"),
 }
