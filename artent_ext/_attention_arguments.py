@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from typing import NamedTuple
 
 from torch import Tensor
@@ -118,13 +119,17 @@ def row_vector(lse, shape, query) -> Tensor:
     if lse.dtype != accumulator:
         raise TypeError(f"lse must be {accumulator}, as attention_stats gives it for this query, got {lse.dtype}")
     hint = "it is attention_stats(query, key, …).lse, (..., H, T_q)"
+    if lse.dim() == 0 or lse.shape[-1] != query.shape[2] or (shape and (lse.dim() < 2 or lse.shape[-2] != shape[-1])):
+        raise ValueError(f"lse of shape {tuple(lse.shape)} is not that of {query.shape[2]} queries a head; {hint}")
     rows = lse.detach().unsqueeze(-1)
     return expand(rows, (*(shape or (1,)), query.shape[2], 1), "lse", hint).squeeze(-1)
 
 
 def _number(x, name, expected):
     if not isinstance(x, (int, float)):
-        raise TypeError(f"{name} must be {expected}, got {type(x).__name__}")
+        if not isinstance(x, numbers.Real):  # numpy's scalars are
+            raise TypeError(f"{name} must be {expected}, got {type(x).__name__}")
+        x = float(x)
     if not abs(x) < math.inf:  # NaN too; math.isfinite would end a compiled graph
         raise ValueError(f"{name} must be a finite number, got {x}")
     return float(x)

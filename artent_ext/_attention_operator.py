@@ -26,7 +26,7 @@ class AttentionState:
     def __init__(self, arguments: AttentionArguments, row_normalised: bool = False):
         self.query, self.key, self.mask, self.key_range, self.diagonal, *self.numbers = arguments
         self.query, self.key = self.query.detach(), self.key.detach()
-        self.lse, _, purity = ops.attention_stats(self.query, self.key, *arguments[2:])
+        self.lse, _, purity, self.lse_low = ops.attention_stats(self.query, self.key, *arguments[2:])
         self.rows, self.columns = self.query.shape[2], self.key.shape[2]
         self.count = self.query.shape[0] * self.query.shape[1]
         self.dtype = self.lse.dtype
@@ -76,11 +76,11 @@ class AttentionState:
         return State(product, matrix, support, self.norm2, dim.double(), self.distance, self.relative, products)
 
     def _apply(self, arguments, x, transpose):
-        weight, query, key, lse, *visible = arguments
+        weight, query, key, lse, lse_low, *visible = arguments
         x = x.reshape(*query.shape[:2], *x.shape[-2:])
         if weight is not None and transpose:
             x = x * weight
-        out = ops.attention_apply(query, key, x, lse, transpose, *visible, *self.numbers)
+        out = ops.attention_apply(query, key, x, lse, lse_low, transpose, *visible, *self.numbers)
         return (out if weight is None or transpose else out * weight).flatten(0, 1)
 
     def _gram(self, arguments, n, transpose):
@@ -91,7 +91,7 @@ class AttentionState:
 
     def _rows(self, s, step):
         if step == 1:
-            return self.weight, self.query, self.key, self.lse, self.mask, self.key_range, self.diagonal
+            return self.weight, self.query, self.key, self.lse, self.lse_low, self.mask, self.key_range, self.diagonal
         at = slice(s, None, step)
         mask = None if self.mask is None else self.mask[:, :, at]
         key_range = self.key_range
@@ -104,14 +104,15 @@ class AttentionState:
                 key_range = torch.stack((key_range[..., 0], key_range[..., 1].minimum(end)), -1)
         key_range = None if key_range is None else key_range[:, :, at]
         weight = None if self.weight is None else self.weight[:, :, at]
-        return weight, self.query[:, :, at], self.key, self.lse[:, :, at].contiguous(), mask, key_range, None
+        lse, low = (x[:, :, at].contiguous() for x in (self.lse, self.lse_low))
+        return weight, self.query[:, :, at], self.key, lse, low, mask, key_range, None
 
     def _columns(self, first, size):
         at = slice(first, first + size)
         mask = None if self.mask is None else self.mask[..., at]
         key_range = None if self.key_range is None else (self.key_range - first).clamp(0, size)
         diagonal = None if self.diagonal is None else self.diagonal - first
-        return self.weight, self.query, self.key[:, :, at], self.lse, mask, key_range, diagonal
+        return self.weight, self.query, self.key[:, :, at], self.lse, self.lse_low, mask, key_range, diagonal
 
     def _relative_rounding(self) -> Tensor:
         """(N, T_q) bound on the relative rounding of the elements of every row, e^{s − lse}, as rounding goes.

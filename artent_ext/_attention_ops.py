@@ -28,7 +28,7 @@ def _has_rows(x, rows, name):
 @torch.library.register_fake("artent::attention_stats")
 def _(query, key, attn_mask, key_range, diagonal, scale, softcap):
     rows = _rows(query, key)
-    return rows, torch.empty_like(rows), torch.empty_like(rows)
+    return rows, *(torch.empty_like(rows) for _ in range(3))
 
 
 @torch.library.register_fake("artent::attention_forward")
@@ -36,11 +36,11 @@ def _(query, key, value, attn_mask, key_range, diagonal, scale, softcap):
     rows = _rows(query, key)
     _has_rows(value, key.shape[2], "value")
     out = query.new_empty((*query.shape[:-1], value.shape[-1]))
-    return out, rows, torch.empty_like(rows), torch.empty_like(rows)
+    return out, rows, *(torch.empty_like(rows) for _ in range(3))
 
 
 @torch.library.register_fake("artent::attention_apply")
-def _(query, key, x, lse, transpose, attn_mask, key_range, diagonal, scale, softcap):
+def _(query, key, x, lse, lse_low, transpose, attn_mask, key_range, diagonal, scale, softcap):
     _rows(query, key)
     result, rows = (key, query) if transpose else (query, key)
     _has_rows(x, rows.shape[2], "x")
@@ -60,6 +60,7 @@ def _(
     lse,
     entropy,
     purity,
+    lse_low,
     attn_mask,
     key_range,
     diagonal,
@@ -80,7 +81,7 @@ def _stats_context(ctx, inputs, output):
 def _stats_backward(ctx, *grads):
     *saved, attn_mask, key_range = ctx.saved_tensors
     grad_query, grad_key, _ = ops.attention_backward(
-        None, None, None, *grads, *saved, attn_mask, key_range, *ctx.numbers, False
+        None, None, None, *grads[:3], *saved, attn_mask, key_range, *ctx.numbers, False
     )
     return grad_query, grad_key, None, None, None, None, None
 
@@ -96,35 +97,35 @@ def _forward_backward(ctx, grad_out, *grads):
     through_value = (None, None, None) if grad_out is None else (grad_out, value, _row_products(grad_out, out))
     needs_value = grad_out is not None and ctx.needs_input_grad[2]
     grad_query, grad_key, grad_value = ops.attention_backward(
-        *through_value, *grads, *saved, attn_mask, key_range, *ctx.numbers, needs_value
+        *through_value, *grads[:3], *saved, attn_mask, key_range, *ctx.numbers, needs_value
     )
     return grad_query, grad_key, grad_value if needs_value else None, None, None, None, None, None
 
 
 def _apply_context(ctx, inputs, output):
-    query, key, x, lse, ctx.transpose, attn_mask, key_range, *ctx.numbers = inputs
+    query, key, x, lse, lse_low, ctx.transpose, attn_mask, key_range, *ctx.numbers = inputs
     ctx.of_A = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]  # x and A·x are for the gradient of A only
     x, out = (x, None if ctx.transpose else output) if ctx.of_A else (None, None)
-    ctx.save_for_backward(query, key, x, lse, out, attn_mask, key_range)
+    ctx.save_for_backward(query, key, x, lse, lse_low, out, attn_mask, key_range)
 
 
 def _apply_backward(ctx, grad):
-    query, key, x, lse, out, *masks = ctx.saved_tensors
+    query, key, x, lse, lse_low, out, *masks = ctx.saved_tensors
     product = grad_query = grad_key = None
     if ctx.needs_input_grad[2] or (ctx.of_A and ctx.transpose):
         g = grad.to(lse.dtype) if ctx.of_A and ctx.transpose else grad  # delta below is a difference's small part
-        product = ops.attention_apply(query, key, g, lse, not ctx.transpose, *masks, *ctx.numbers)
+        product = ops.attention_apply(query, key, g, lse, lse_low, not ctx.transpose, *masks, *ctx.numbers)
     if ctx.of_A:
         # delta = Σ_j A_ij ∂/∂A_ij is grad·(A x) for A x, and x·(A grad) for Aᵀ x.
         grad_out, value, out = (x, grad, product) if ctx.transpose else (grad, x, out)
         delta = _row_products(grad_out, out)
         q, k = query.to(x.dtype), key.to(x.dtype)  # of float32 columns nothing is rounded to half precision
         grads = ops.attention_backward(
-            grad_out, value, delta, None, None, None, q, k, lse, lse, lse, *masks, *ctx.numbers, False
+            grad_out, value, delta, None, None, None, q, k, lse, lse, lse, lse_low, *masks, *ctx.numbers, False
         )
         grad_query, grad_key = grads[0].to(query.dtype), grads[1].to(key.dtype)
     grad_x = product.to(grad.dtype) if ctx.needs_input_grad[2] else None
-    return grad_query, grad_key, grad_x, *(None,) * 7
+    return grad_query, grad_key, grad_x, *(None,) * 8
 
 
 def _row_products(a, b):

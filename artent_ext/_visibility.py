@@ -121,7 +121,7 @@ def _mask(mask, query, target):
     if not isinstance(mask, Tensor):
         raise TypeError(f"attn_mask must be a torch.Tensor or a CausalBias, got {type(mask).__name__}")
     on_device_of(query, mask, "attn_mask")
-    if mask.requires_grad:
+    if mask.requires_grad and torch.is_grad_enabled():
         raise ValueError(
             "attn_mask requires grad, but only query, key and value get gradients here; pass attn_mask.detach()"
         )
@@ -136,6 +136,11 @@ def _mask(mask, query, target):
 
 def _key_range(key_range, query):
     _integers(key_range, query, "key_range")
+    if key_range.dim() == 0 or key_range.shape[-1] != 2:
+        raise ValueError(
+            f"key_range of shape {tuple(key_range.shape)} must end in a dimension of 2: it holds [start, end) of the "
+            "keys that each query sees, (..., T_q, 2); lengths alone become it by stacking zeros before them"
+        )
     if key_range.dim() == query.dim() - 1:
         key_range = key_range.unsqueeze(-3)
     return key_range.to(torch.int64)
@@ -149,6 +154,9 @@ def _integers(x, query, name):
     on_device_of(query, x, name)
 
 
+_UNBOUNDED = 2**48
+
+
 def _window(window):
     """(left, right): how many keys before and after its own position a query sees; None: no bound."""
     if window is None:
@@ -160,13 +168,14 @@ def _window(window):
                 f"window must be at least 1 (a query's own position counts), got {size}; None is no window, "
                 "(left, right) the keys on either side"
             )
-        return size - 1, 0
+        return None if size > _UNBOUNDED else size - 1, 0
     if len(window) != 2:
         raise ValueError(f"window must be an integer or a pair (left, right), got {len(window)} numbers")
     sides = [None if side is None else _integer(side) for side in window]
     if any(side is not None and side < -1 for side in sides):
         raise ValueError(f"window's sides must be at least 0, or -1 or None where there is no bound, got {window}")
-    return [None if side == -1 else side for side in sides]
+    # A side as long as any text is no bound, and one more would leave int64: sys.maxsize is what people say for "all".
+    return [None if side in (None, -1) or side >= _UNBOUNDED else side for side in sides]
 
 
 def _integer(x):

@@ -7,6 +7,7 @@ and Aᵀ·x; attention's output together with the statistics. Definitions: docs/
 
 from __future__ import annotations
 
+import numbers
 from typing import NamedTuple
 
 import torch.nn.functional as F
@@ -164,11 +165,14 @@ def attention_apply(
     q, k, *rest = arguments
     shape = leading_shape(query, key, x)
     columns = apply_columns(x, shape, q, k, transpose)
-    if lse is None:
-        lse = ops.attention_stats(q.detach(), k.detach(), *rest)[0]
+    if lse is None and not transpose and columns.dtype == q.dtype:
+        out = ops.attention_forward(q, k, columns, *rest)[0]  # one pass
     else:
-        lse = row_vector(lse, shape, q)
-    out = ops.attention_apply(q, k, columns, lse, bool(transpose), *rest)
+        if lse is None:
+            lse, _, _, low = ops.attention_stats(q.detach(), k.detach(), *rest)
+        else:
+            lse, low = row_vector(lse, shape, q), None
+        out = ops.attention_apply(q, k, columns, lse, low, bool(transpose), *rest)
     return out.reshape(*shape, *out.shape[-2:])
 
 
@@ -209,7 +213,7 @@ def scaled_dot_product_attention_with_stats(
     Source: docs/math.md §4.
     """
     value = floating(value, "value")
-    if not isinstance(dropout_p, (int, float)) or not 0 <= dropout_p <= 1:
+    if not isinstance(dropout_p, numbers.Real) or not 0 <= dropout_p <= 1:
         raise ValueError(f"dropout_p must be a number between 0 and 1, got {dropout_p!r}")
     arguments = attention_arguments(
         query,
@@ -237,7 +241,7 @@ def scaled_dot_product_attention_with_stats(
 
 
 def _stats(rows, shape) -> AttentionStats:
-    return AttentionStats(*(x.reshape(*shape, x.shape[-1]) for x in rows))
+    return AttentionStats(*(x.reshape(*shape, x.shape[-1]) for x in rows[:3]))
 
 
 def _with_dropout(arguments, value, dropout_p):

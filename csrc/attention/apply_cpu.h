@@ -15,7 +15,8 @@ struct ProbabilityTile {
   bool by_lane;
   const R* x;  // of every streamed row, or null
   int64_t x_stride;
-  R* result;  // of every lane: Σ p·x is added
+  R* result;     // of every lane: Σ p·x is added
+  bool nan_lse;  // an lse is NaN: hidden logits are selected, as −∞ − NaN is NaN
 };
 
 template <int Bytes, int kRows, typename R, typename V>
@@ -30,6 +31,8 @@ ARTENT_INLINE void exponentiate_rows(const ProbabilityTile<R>& a, int64_t r, con
     x[i] = (S::load(at + i * S::lanes) - top) * R(kLog2e) - rest;
   }
   S::exp2_nonpositive(x, p);
+  for (int i = 0; i < 2 * kRows && a.nan_lse; ++i)
+    p[i] = (S::load(at + i * S::lanes) == S::splat(-std::numeric_limits<R>::infinity())) ? S::splat(0) : p[i];
   if (a.x == nullptr) {
     for (int i = 0; i < 2 * kRows; ++i) S::store(at + i * S::lanes, p[i]);
   } else {
@@ -58,15 +61,18 @@ ARTENT_INLINE void exponentiate(const ProbabilityTile<R>& a) {
 ARTENT_ISA_DISPATCH(probabilities, ProbabilityTile<float>, exponentiate)
 ARTENT_ISA_DISPATCH(probabilities, ProbabilityTile<double>, exponentiate)
 
-// Of `count` queries from `at` on, with room for a group's last lanes.
+// Of `count` queries from `at` on, with room for a group's last lanes. Returns whether one is NaN.
 template <typename R>
-void load_lse(const RowLse<R>& rows, int64_t at, int64_t count, std::vector<R>& lse, std::vector<R>& low) {
+bool load_lse(const RowLse<R>& rows, int64_t at, int64_t count, std::vector<R>& lse, std::vector<R>& low) {
   lse.assign(size_t(count + kMaxGroupRows), R(0));
   low.assign(size_t(count + kMaxGroupRows), R(0));
+  bool nan = false;
   for (int64_t i = 0; i < count; ++i) {
     lse[i] = rows.subtracted(at + i);
-    low[i] = R(kLog2e) * rows.low[at + i];
+    nan = nan || lse[i] != lse[i];
+    low[i] = R(kLog2e) * rows.subtracted_low(at + i);
   }
+  return nan;
 }
 
 // T: what query and key hold. X: what x holds, T or the accumulator.
@@ -80,7 +86,7 @@ struct ApplyWorkspace {
 
 // Result of the block: kTranspose owns keys and streams queries.
 template <bool kTranspose, typename T, typename X>
-void apply_block(const Apply& p, const RowLse<Accumulator<T>>& rows, const ScaledQueries<Accumulator<T>>& queries,
+void apply_block(const Apply& p, const RowLse<Accumulator<T>>& rows, const StreamedQueries<Accumulator<T>>& queries,
                  int64_t b, int64_t h, int64_t block, ApplyWorkspace<T, X>& w) {
   using R = Accumulator<T>;
   const Shape& n = p.a.shape;
@@ -88,11 +94,12 @@ void apply_block(const Apply& p, const RowLse<Accumulator<T>>& rows, const Scale
   const Owned<R> own = owned<R>(b, h, block, kTranspose ? n.keys : n.queries);
   const int64_t size = columns * own.lanes;
   w.sight.owns_keys = kTranspose;
+  bool nan_lse = false;
   if (kTranspose) {
     pack_block<T>(p.a.key, p.a.key_strides, own, hk, n.dim, 1.0, w.packed);
   } else {
     pack_block<T>(p.a.query, p.a.query_strides, own, h, n.dim, p.a.scale, w.packed);
-    load_lse(rows, row0 + own.first, own.rows, w.lse, w.low);
+    nan_lse = load_lse(rows, row0 + own.first, own.rows, w.lse, w.low);
   }
   w.result.assign(size_t(own.groups() * size), R(0));
 
@@ -101,13 +108,14 @@ void apply_block(const Apply& p, const RowLse<Accumulator<T>>& rows, const Scale
     const Interval chunk{first, std::min(first + kChunk, all.end)};
     const int64_t length = chunk.end - first;
     if (kTranspose) {
-      const Interval keys = w.sight.look(p.a, b, h, first, length);
-      if ((keys & Interval{own.first, own.first + own.rows}).empty()) continue;
-      load_lse(rows, row0 + first, length, w.lse, w.low);
+      if (!queries.meets(b, h, first, own.interval())) continue;
+      w.sight.look(p.a, b, h, first, length);
+      nan_lse = load_lse(rows, row0 + first, length, w.lse, w.low);
     }
     const Rows<R> streamed = kTranspose ? queries.from(b, h, first)
                                         : rows_of<T>(p.a.key, p.a.key_strides, b, hk, first, length, n.dim, w.streamed);
     const Rows<R> x = rows_of<X>(p.x.data, p.x.strides, b, h, first, length, columns, w.x);
+    const bool careful = not_finite(x, length, columns), single = columns == 1 && !careful;
     for (int64_t g = 0; g < own.groups(); ++g) {
       const Interval part = w.sight.part(own, g, chunk);
       if (part.empty()) continue;
@@ -116,10 +124,9 @@ void apply_block(const Apply& p, const RowLse<Accumulator<T>>& rows, const Scale
       const TileAt at{b, h, own.first + g * own.lanes, own.rows_in(g), part.start, count, term};
       logits(p.a, w.sight, at, streamed.from(skip), w.packed.data() + g * own.lanes * n.dim, w.s.data());
       R* const result = w.result.data() + g * size;
-      const bool single = columns == 1;
       probabilities(ProbabilityTile<R>{w.s.data(), count, w.lse.data() + term, w.low.data() + term, !kTranspose,
-                                       single ? x.from(skip).data : nullptr, x.stride, result});
-      if (!single) combine(x.from(skip), count, columns, w.s.data(), result);
+                                       single ? x.from(skip).data : nullptr, x.stride, result, nan_lse});
+      if (!single) combine(x.from(skip), count, columns, w.s.data(), result, careful);
     }
   }
 

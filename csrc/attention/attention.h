@@ -60,6 +60,7 @@ struct Forward {
   void* lse;
   void* entropy;
   void* purity;
+  void* lse_low;  // what rounding took from lse (CPU)
 };
 
 // out = A·x, or Aᵀ·x when transposed; x has Tk (transposed: Tq) rows.
@@ -69,12 +70,14 @@ struct Apply {
   bool x_is_accumulator;
   bool transpose;
   const void* lse;
-  void* out;  // contiguous (B,H,Tq or Tk,c), x's type
+  const void* lse_low;  // null where unknown
+  void* out;            // contiguous (B,H,Tq or Tk,c), x's type
 };
 
 struct Backward {
   Logits a;
   const void* lse;
+  const void* lse_low;  // null where unknown
   const void* entropy;
   const void* purity;
   const void* grad_lse;  // row vectors like lse; null where that output had no gradient

@@ -1,7 +1,7 @@
 // Tensors to the kernels' parameters, for the CPU and CUDA files alike.
 //
-// People's mistakes are told in artent_ext/_arguments.py; these checks only keep a direct call of torch.ops.artent from
-// reading out of bounds.
+// People's mistakes are told in artent_ext/_attention_arguments.py; these checks only keep a direct call of
+// torch.ops.artent from reading out of bounds.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -102,17 +102,18 @@ inline Tensor rows_of(const Shape& s, const Tensor& t, ScalarType dtype, const c
 // A call: the kernel's parameters and the tensors that they point into.
 struct ForwardCall {
   Forward p{};
-  Tensor lse, entropy, purity;
+  Tensor lse, entropy, purity, lse_low;
   std::optional<Tensor> out;
 
   ForwardCall(const Tensor& query, const Tensor& key, const std::optional<Tensor>& value,
               const std::optional<Tensor>& attn_mask, const std::optional<Tensor>& key_range,
               std::optional<int64_t> diagonal, double scale, double softcap)
-      : lse(new_rows(query)), entropy(new_rows(query)), purity(new_rows(query)) {
+      : lse(new_rows(query)), entropy(new_rows(query)), purity(new_rows(query)), lse_low(new_rows(query)) {
     p.a = logits_of(query, key, attn_mask, key_range, diagonal, scale, softcap);
     p.lse = lse.mutable_data_ptr();
     p.entropy = entropy.mutable_data_ptr();
     p.purity = purity.mutable_data_ptr();
+    p.lse_low = lse_low.mutable_data_ptr();
     if (!value.has_value()) return;
     const Shape& s = p.a.shape;
     STD_TORCH_CHECK(value->scalar_type() == query.scalar_type(), "value must have query's dtype");
@@ -133,10 +134,10 @@ struct ApplyCall {
   Apply p{};
   Tensor out;
 
-  ApplyCall(const Tensor& query, const Tensor& key, const Tensor& x, const Tensor& lse, bool transpose,
-            const std::optional<Tensor>& attn_mask, const std::optional<Tensor>& key_range,
-            std::optional<int64_t> diagonal, double scale, double softcap)
-      : kept_(lse) {
+  ApplyCall(const Tensor& query, const Tensor& key, const Tensor& x, const Tensor& lse,
+            const std::optional<Tensor>& lse_low, bool transpose, const std::optional<Tensor>& attn_mask,
+            const std::optional<Tensor>& key_range, std::optional<int64_t> diagonal, double scale, double softcap)
+      : kept_(lse), kept_low_(lse_low) {
     p.a = logits_of(query, key, attn_mask, key_range, diagonal, scale, softcap);
     const Shape& s = p.a.shape;
     const ScalarType accumulator = accumulator_of(query);
@@ -148,12 +149,17 @@ struct ApplyCall {
     p.transpose = transpose;
     kept_ = rows_of(s, lse, accumulator, "lse");
     p.lse = kept_.const_data_ptr();
+    if (lse_low.has_value()) {
+      kept_low_ = rows_of(s, *lse_low, accumulator, "lse_low");
+      p.lse_low = kept_low_->const_data_ptr();
+    }
     out = new_empty(query, {s.batch, s.heads, transpose ? s.keys : s.queries, p.x.columns}, x.scalar_type());
     p.out = out.mutable_data_ptr();
   }
 
  private:
   Tensor kept_;
+  std::optional<Tensor> kept_low_;
 };
 
 struct BackwardCall {
@@ -164,8 +170,9 @@ struct BackwardCall {
                const std::optional<Tensor>& delta, const std::optional<Tensor>& grad_lse,
                const std::optional<Tensor>& grad_entropy, const std::optional<Tensor>& grad_purity, const Tensor& query,
                const Tensor& key, const Tensor& lse, const Tensor& entropy, const Tensor& purity,
-               const std::optional<Tensor>& attn_mask, const std::optional<Tensor>& key_range,
-               std::optional<int64_t> diagonal, double scale, double softcap, bool needs_value)
+               const std::optional<Tensor>& lse_low, const std::optional<Tensor>& attn_mask,
+               const std::optional<Tensor>& key_range, std::optional<int64_t> diagonal, double scale, double softcap,
+               bool needs_value)
       : dtype_(accumulator_of(query)) {
     p.a = logits_of(query, key, attn_mask, key_range, diagonal, scale, softcap);
     const Shape& s = p.a.shape;
@@ -176,6 +183,7 @@ struct BackwardCall {
     p.grad_entropy = rows(4, grad_entropy, "grad_entropy");
     p.grad_purity = rows(5, grad_purity, "grad_purity");
     p.delta = rows(6, delta, "delta");
+    p.lse_low = rows(7, lse_low, "lse_low");
     grad_query = new_empty(query, {s.batch, s.heads, s.queries, s.dim}, query.scalar_type());
     grad_key = new_empty(query, {s.batch, s.key_heads, s.keys, s.dim}, query.scalar_type());
     p.grad_query = grad_query.mutable_data_ptr();
@@ -199,7 +207,7 @@ struct BackwardCall {
 
  private:
   ScalarType dtype_;            // of row vectors
-  std::array<Tensor, 7> kept_;  // contiguous copies of row vectors that were not
+  std::array<Tensor, 8> kept_;  // contiguous copies of row vectors that were not
 
   // Null where absent.
   const void* rows(size_t slot, const std::optional<Tensor>& t, const char* name) {

@@ -43,29 +43,30 @@ void run_forward(const ForwardCall& call, ScalarType type) {
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor> attention_stats(Tensor query, Tensor key, std::optional<Tensor> attn_mask,
-                                                   std::optional<Tensor> key_range, std::optional<int64_t> diagonal,
-                                                   double scale, double softcap) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> attention_stats(Tensor query, Tensor key, std::optional<Tensor> attn_mask,
+                                                           std::optional<Tensor> key_range,
+                                                           std::optional<int64_t> diagonal, double scale,
+                                                           double softcap) {
   const ForwardCall call(query, key, std::nullopt, attn_mask, key_range, diagonal, scale, softcap);
   run_forward(call, query.scalar_type());
-  return {call.lse, call.entropy, call.purity};
+  return {call.lse, call.entropy, call.purity, call.lse_low};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> attention_forward(Tensor query, Tensor key, Tensor value,
-                                                             std::optional<Tensor> attn_mask,
-                                                             std::optional<Tensor> key_range,
-                                                             std::optional<int64_t> diagonal, double scale,
-                                                             double softcap) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> attention_forward(Tensor query, Tensor key, Tensor value,
+                                                                     std::optional<Tensor> attn_mask,
+                                                                     std::optional<Tensor> key_range,
+                                                                     std::optional<int64_t> diagonal, double scale,
+                                                                     double softcap) {
   const ForwardCall call(query, key, value, attn_mask, key_range, diagonal, scale, softcap);
   run_forward(call, query.scalar_type());
-  return {*call.out, call.lse, call.entropy, call.purity};
+  return {*call.out, call.lse, call.entropy, call.purity, call.lse_low};
 }
 
 // Every row's lse, with what it lacks where that matters.
 template <typename T>
-RowLse<Accumulator<T>> refined(const Logits& a, const void* lse) {
-  RowLse<Accumulator<T>> rows(lse, a.shape);
-  if (!rows.any_large()) return rows;
+RowLse<Accumulator<T>> refined(const Logits& a, const void* lse, const void* lse_low) {
+  RowLse<Accumulator<T>> rows(lse, lse_low);
+  if (!rows.prepare(a.shape.batch * a.shape.heads * a.shape.queries)) return rows;
   for_each_block<ForwardWorkspace<T>>(
       a.shape.batch, a.shape.heads, blocks(a.shape.queries, kBlock),
       [&](int64_t b, int64_t h, int64_t block, ForwardWorkspace<T>& w) { refine_block<T>(a, b, h, block, rows, w); });
@@ -73,13 +74,13 @@ RowLse<Accumulator<T>> refined(const Logits& a, const void* lse) {
 }
 
 template <typename T>
-ScaledQueries<Accumulator<T>> scaled_queries(const Logits& a) {
-  ScaledQueries<Accumulator<T>> queries(a.shape);
-  const Shape& n = a.shape;
-  torch::stable::parallel_for(0, n.batch * n.heads * blocks(n.queries, kBlock), 1, [&](int64_t begin, int64_t end) {
-    const int64_t count = blocks(n.queries, kBlock);
-    for (int64_t item = begin; item < end; ++item)
-      queries.template fill<T>(a, item / count / n.heads, item / count % n.heads, item % count);
+StreamedQueries<Accumulator<T>> streamed_queries(const Logits& a) {
+  StreamedQueries<Accumulator<T>> queries(a.shape);
+  torch::stable::parallel_for(0, int64_t(queries.seen.size()), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t head = item / queries.chunks;
+      queries.template fill<T>(a, head / queries.heads, head % queries.heads, item % queries.chunks);
+    }
   });
   return queries;
 }
@@ -88,8 +89,8 @@ template <typename T, typename X>
 void run_apply(const Apply& p) {
   using Workspace = ApplyWorkspace<T, X>;
   const Shape& n = p.a.shape;
-  const auto rows = refined<T>(p.a, p.lse);
-  const auto queries = p.transpose ? scaled_queries<T>(p.a) : ScaledQueries<Accumulator<T>>(Shape{});
+  const auto rows = refined<T>(p.a, p.lse, p.lse_low);
+  const auto queries = p.transpose ? streamed_queries<T>(p.a) : StreamedQueries<Accumulator<T>>(Shape{});
   for_each_block<Workspace>(n.batch, n.heads, blocks(p.transpose ? n.keys : n.queries, kBlock),
                             [&](int64_t b, int64_t h, int64_t block, Workspace& w) {
                               if (p.transpose) {
@@ -100,9 +101,10 @@ void run_apply(const Apply& p) {
                             });
 }
 
-Tensor attention_apply(Tensor query, Tensor key, Tensor x, Tensor lse, bool transpose, std::optional<Tensor> attn_mask,
-                       std::optional<Tensor> key_range, std::optional<int64_t> diagonal, double scale, double softcap) {
-  const ApplyCall call(query, key, x, lse, transpose, attn_mask, key_range, diagonal, scale, softcap);
+Tensor attention_apply(Tensor query, Tensor key, Tensor x, Tensor lse, std::optional<Tensor> lse_low, bool transpose,
+                       std::optional<Tensor> attn_mask, std::optional<Tensor> key_range,
+                       std::optional<int64_t> diagonal, double scale, double softcap) {
+  const ApplyCall call(query, key, x, lse, lse_low, transpose, attn_mask, key_range, diagonal, scale, softcap);
   dispatch<Float16, BFloat16>(query.scalar_type(), "attention_apply", [&](auto element) {
     using T = decltype(element);
     if (call.p.x_is_accumulator) {
@@ -114,19 +116,22 @@ Tensor attention_apply(Tensor query, Tensor key, Tensor x, Tensor lse, bool tran
   return call.out;
 }
 
-std::tuple<Tensor, Tensor, Tensor> attention_backward(
-    std::optional<Tensor> grad_out, std::optional<Tensor> value, std::optional<Tensor> delta,
-    std::optional<Tensor> grad_lse, std::optional<Tensor> grad_entropy, std::optional<Tensor> grad_purity, Tensor query,
-    Tensor key, Tensor lse, Tensor entropy, Tensor purity, std::optional<Tensor> attn_mask,
-    std::optional<Tensor> key_range, std::optional<int64_t> diagonal, double scale, double softcap, bool needs_value) {
+std::tuple<Tensor, Tensor, Tensor> attention_backward(std::optional<Tensor> grad_out, std::optional<Tensor> value,
+                                                      std::optional<Tensor> delta, std::optional<Tensor> grad_lse,
+                                                      std::optional<Tensor> grad_entropy,
+                                                      std::optional<Tensor> grad_purity, Tensor query, Tensor key,
+                                                      Tensor lse, Tensor entropy, Tensor purity,
+                                                      std::optional<Tensor> lse_low, std::optional<Tensor> attn_mask,
+                                                      std::optional<Tensor> key_range, std::optional<int64_t> diagonal,
+                                                      double scale, double softcap, bool needs_value) {
   const BackwardCall call(grad_out, value, delta, grad_lse, grad_entropy, grad_purity, query, key, lse, entropy, purity,
-                          attn_mask, key_range, diagonal, scale, softcap, needs_value);
+                          lse_low, attn_mask, key_range, diagonal, scale, softcap, needs_value);
   dispatch<Float16, BFloat16>(query.scalar_type(), "attention_backward", [&](auto element) {
     using T = decltype(element);
     using Workspace = BackwardWorkspace<T>;
     const Shape& n = call.p.a.shape;
-    const auto rows = refined<T>(call.p.a, call.p.lse);
-    const auto queries = scaled_queries<T>(call.p.a);
+    const auto rows = refined<T>(call.p.a, call.p.lse, call.p.lse_low);
+    const auto queries = streamed_queries<T>(call.p.a);
     for_each_block<Workspace>(n.batch, n.heads, blocks(n.queries, kBlock),
                               [&](int64_t b, int64_t h, int64_t block, Workspace& w) {
                                 backward_query_block<T>(call.p, rows, b, h, block, w);

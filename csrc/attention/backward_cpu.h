@@ -21,7 +21,7 @@ struct RowTerms {
     for (int64_t i = 0; i < count; ++i) {
       const R g_H = field(p.grad_entropy, i), g_P = field(p.grad_purity, i);
       lse[i] = rows.subtracted(at + i);
-      low[i] = rows.low[at + i];
+      low[i] = rows.subtracted_low(at + i);
       base[i] = field(p.grad_lse, i) - g_H * field(p.entropy, i) - 2 * g_P * field(p.purity, i) - field(p.delta, i);
       slope[i] = -g_H;
       curve[i] = 2 * g_P;
@@ -63,7 +63,8 @@ ARTENT_INLINE void differentiate(const GradientTile<R>& a) {
       const V log_p = (S::load(a.s + i) - lse) - low, log2_p[1] = {log_p * R(kLog2e)};
       V probability[1];
       S::exp2_nonpositive(log2_p, probability);
-      const V p = probability[0];
+      // A hidden logit is selected: −∞ less an lse of NaN is NaN.
+      const V p = (S::load(a.s + i) == S::splat(-std::numeric_limits<R>::infinity())) ? none : probability[0];
       V inner = base + slope * log_p + curve * p;
       if (a.through_value != nullptr) inner += S::load(a.through_value + i);
       if (a.capped != nullptr) {
@@ -134,12 +135,13 @@ void backward_query_block(const Backward& p, const RowLse<Accumulator<T>>& rows,
     Rows<R> values{};
     if (through_value)
       values = rows_of<T>(p.value.data, p.value.strides, b, h / p.value.group, j0, length, columns, w.streamed_value);
+    const bool careful = not_finite(keys, length, n.dim);
     for (int64_t g = 0; g < own.groups(); ++g) {
       const Interval part = w.sight.part(own, g, chunk);
       if (part.empty()) continue;
       const int64_t skip = part.start - j0, lane0 = g * own.lanes;
       gradient_tile<T>(p, own, h, g, part, lane0, lane0, keys.from(skip), values.from(skip), false, w);
-      combine(keys.from(skip), part.end - part.start, n.dim, w.s.data(), w.result.data() + g * size);
+      combine(keys.from(skip), part.end - part.start, n.dim, w.s.data(), w.result.data() + g * size, careful);
     }
   }
   T* const out = static_cast<T*>(p.grad_query) + (row0 + own.first) * n.dim;
@@ -151,7 +153,7 @@ void backward_query_block(const Backward& p, const RowLse<Accumulator<T>>& rows,
 // share them (values of every query head are written head by head).
 template <typename T>
 void backward_key_block(const Backward& p, const RowLse<Accumulator<T>>& rows,
-                        const ScaledQueries<Accumulator<T>>& scaled, int64_t b, int64_t hk, int64_t block,
+                        const StreamedQueries<Accumulator<T>>& scaled, int64_t b, int64_t hk, int64_t block,
                         BackwardWorkspace<T>& w) {
   using R = Accumulator<T>;
   const Shape& n = p.a.shape;
@@ -170,21 +172,24 @@ void backward_key_block(const Backward& p, const RowLse<Accumulator<T>>& rows,
     }
     for (int64_t i0 = 0; i0 < n.queries; i0 += kChunk) {
       const int64_t length = std::min(kChunk, n.queries - i0);
-      const Interval keys = w.sight.look(p.a, b, h, i0, length);
-      if ((keys & Interval{own.first, own.first + own.rows}).empty()) continue;
+      if (!scaled.meets(b, h, i0, own.interval())) continue;
+      w.sight.look(p.a, b, h, i0, length);
       w.terms.load(p, rows, (b * n.heads + h) * n.queries + i0, length);
       const Rows<R> queries = scaled.from(b, h, i0);
       Rows<R> grad_out{};
       if (through_value)
         grad_out = rows_of<T>(p.grad_out.data, p.grad_out.strides, b, h, i0, length, columns, w.streamed_value);
+      const bool careful = not_finite(queries, length, n.dim);
+      const bool careful_value = with_value && not_finite(grad_out, length, columns);
       for (int64_t g = 0; g < own.groups(); ++g) {
         const Interval part = w.sight.part(own, g, {i0, i0 + length});
         if (part.empty()) continue;
         const int64_t skip = part.start - i0, count = part.end - part.start;
         gradient_tile<T>(p, own, h, g, part, skip, skip, queries.from(skip), grad_out.from(skip), with_value, w);
-        combine(queries.from(skip), count, n.dim, w.s.data(), w.result.data() + g * size);
+        combine(queries.from(skip), count, n.dim, w.s.data(), w.result.data() + g * size, careful);
         if (with_value)
-          combine(grad_out.from(skip), count, columns, w.probability.data(), w.result_value.data() + g * value_size);
+          combine(grad_out.from(skip), count, columns, w.probability.data(), w.result_value.data() + g * value_size,
+                  careful_value);
       }
     }
     if (with_value && (h + 1) % p.value.group == 0) {

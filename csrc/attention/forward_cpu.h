@@ -6,7 +6,10 @@
 
 namespace artent::attention {
 
-// The running states of a group's rows, lane by lane. Sums over a chunk are the accumulator's, sums over chunks double.
+// The running states of a group's rows, lane by lane. Sums over kFold streamed rows are the accumulator's, sums of
+// those double: beside a dominant key the others are small, and a long sum in float would round each of them.
+constexpr int64_t kFold = 42;
+
 template <typename R>
 struct OnlineLanes {
   R m[kMaxGroupRows];
@@ -65,32 +68,41 @@ ARTENT_INLINE void add_rows(R* at, const V (&m)[2], V (&L)[2], V (&t)[2], V (&L2
   for (int i = 0; i < 2 * kRows; ++i)
     x[i] = S::clamp_exponent((S::load(at + i * S::lanes) - m[i % 2]) * R(kLog2e));  // finite: 0·x is 0
   S::exp2_clamped(x, e);
-  for (int i = 0; i < 2 * kRows; ++i) {
-    L[i % 2] += e[i];
-    t[i % 2] += e[i] * x[i];
-    L2[i % 2] += e[i] * e[i];
-    if (kKeep) S::store(at + i * S::lanes, e[i]);
+  for (int v = 0; v < 2; ++v) {
+    V sum = e[v], product = e[v] * x[v], square = e[v] * e[v];
+    if (kRows == 2) {  // in pairs: half the chain, half the rounding
+      sum += e[v + 2];
+      product += e[v + 2] * x[v + 2];
+      square += e[v + 2] * e[v + 2];
+    }
+    L[v] += sum;
+    t[v] += product;
+    L2[v] += square;
   }
+  for (int i = 0; i < 2 * kRows && kKeep; ++i) S::store(at + i * S::lanes, e[i]);
 }
 
 template <int Bytes, bool kKeep, typename R>
 ARTENT_INLINE void add_exponentials(const OnlineTile<R>& a) {
   using S = Simd<R, Bytes>;
   using V = typename S::V;
-  V m[2], L[2] = {}, t[2] = {}, L2[2] = {};
+  V m[2];
   for (int v = 0; v < 2; ++v) {
     m[v] = S::load(a.state->m + v * S::lanes);
     m[v] = (m[v] == S::splat(kHidden<R>)) ? S::splat(0) : m[v];  // nothing seen yet: s − m is −∞, not NaN
   }
-  int64_t r = 0;
-  for (; r + 2 <= a.n; r += 2) add_rows<Bytes, kKeep, 2>(a.s + 2 * r * S::lanes, m, L, t, L2);
-  if (r < a.n) add_rows<Bytes, kKeep, 1>(a.s + 2 * r * S::lanes, m, L, t, L2);
-  for (int v = 0; v < 2; ++v)
-    for (int64_t i = 0; i < S::lanes; ++i) {
-      a.state->L[v * S::lanes + i] += L[v][i];
-      a.state->t[v * S::lanes + i] += kLn2 * double(t[v][i]);
-      a.state->L2[v * S::lanes + i] += L2[v][i];
-    }
+  for (int64_t r = 0; r < a.n;) {
+    const int64_t end = std::min(a.n, r + kFold);
+    V L[2] = {}, t[2] = {}, L2[2] = {};
+    for (; r + 2 <= end; r += 2) add_rows<Bytes, kKeep, 2>(a.s + 2 * r * S::lanes, m, L, t, L2);
+    for (; r < end; ++r) add_rows<Bytes, kKeep, 1>(a.s + 2 * r * S::lanes, m, L, t, L2);
+    for (int v = 0; v < 2; ++v)
+      for (int64_t i = 0; i < S::lanes; ++i) {
+        a.state->L[v * S::lanes + i] += L[v][i];
+        a.state->t[v * S::lanes + i] += kLn2 * double(t[v][i]);
+        a.state->L2[v * S::lanes + i] += L2[v][i];
+      }
+  }
 }
 
 template <int Bytes, typename R>
@@ -145,6 +157,7 @@ void stream_keys(const Logits& a, const Columns& value, const Owned<Accumulator<
     Rows<R> values{};
     if (columns > 0)
       values = rows_of<T>(value.data, value.strides, b, h / value.group, j0, chunk.end - j0, columns, w.values);
+    const bool careful = columns > 0 && not_finite(values, chunk.end - j0, columns);
     for (int64_t g = 0; g < own.groups(); ++g) {
       const Interval part = w.sight.part(own, g, chunk);
       if (part.empty()) continue;
@@ -153,7 +166,7 @@ void stream_keys(const Logits& a, const Columns& value, const Owned<Accumulator<
       R* const result = w.result.data() + g * size;
       logits(a, w.sight, at, keys.from(skip), w.packed.data() + g * own.lanes * n.dim, w.s.data());
       update_tile(OnlineTile<R>{w.s.data(), count, &w.states[g], result, columns});
-      if (columns > 0) combine(values.from(skip), count, columns, w.s.data(), result);
+      if (columns > 0) combine(values.from(skip), count, columns, w.s.data(), result, careful);
     }
   }
 }
@@ -168,13 +181,16 @@ void forward_block(const Forward& p, int64_t b, int64_t h, int64_t block, Forwar
   for (int64_t i = 0; i < own.rows; ++i) {
     const int64_t lane = i % own.lanes, g = i / own.lanes, row = (b * n.heads + h) * n.queries + own.first + i;
     const OnlineState<double> state = w.states[g].at(lane);
-    static_cast<R*>(p.lse)[row] = R(state.lse());
+    const R lse = R(state.lse());
+    static_cast<R*>(p.lse)[row] = lse;
+    static_cast<R*>(p.lse_low)[row] = state.lse_beyond(lse);
     static_cast<R*>(p.entropy)[row] = R(state.entropy());
     static_cast<R*>(p.purity)[row] = R(state.purity());
     R* const result = w.result.data() + g * size + lane;
     const R factor = state.empty() ? R(0) : R(1 / state.L);
-    for (int64_t c = 0; c < columns; ++c) {
-      narrow(factor * result[c * own.lanes], static_cast<T*>(p.out)[row * columns + c]);
+    for (int64_t c = 0; c < columns; ++c) {  // an empty row's products may hold what hidden values hold
+      const R x = state.empty() ? R(0) : factor * result[c * own.lanes];
+      narrow(x, static_cast<T*>(p.out)[row * columns + c]);
     }
   }
 }

@@ -1,7 +1,8 @@
-// The lse of every row in two numbers, for probabilities e^{s − lse} that are as good at logits of 10⁴ as at 1.
+// The lse of every row in two numbers, for probabilities e^{s − lse} as exact as those of a softmax.
 //
-// An lse of 10⁴ in float is off by up to 5·10⁻⁴, and so would be every probability of its row. Where |lse| is large its
-// rounding error is found by another pass over the keys; where it is not, that error is below those of the logits.
+// Rounding an lse of 10 to float puts all probabilities of its row off by 5·10⁻⁷, an lse of 10⁴ by 5·10⁻⁴. So the
+// forward keeps what rounding took. Where a caller has the rounded lse alone, the rest is found by another pass over
+// the keys if it is large enough to matter.
 #pragma once
 
 #include "forward_cpu.h"
@@ -11,31 +12,35 @@ namespace artent::attention {
 template <typename R>
 constexpr R kLargeLse = 32;
 
-// What the rows' lse lacks: `low`, zero unless filled in.
 template <typename R>
 struct RowLse {
   const R* lse;
-  std::vector<R> low;
+  const R* low;          // null: zero everywhere
+  std::vector<R> found;  // where `low` lies if nobody gave it
 
-  RowLse(const void* data, const Shape& n)
-      : lse(static_cast<const R*>(data)), low(size_t(n.batch * n.heads * n.queries), R(0)) {}
+  RowLse(const void* lse, const void* low) : lse(static_cast<const R*>(lse)), low(static_cast<const R*>(low)) {}
 
   bool is_large(int64_t at) const {
     return std::abs(lse[at]) > kLargeLse<R> && std::abs(lse[at]) <= std::numeric_limits<R>::max();
   }
 
-  bool any_large() const {
-    for (size_t i = 0; i < low.size(); ++i) {
-      if (is_large(int64_t(i))) return true;
-    }
-    return false;
+  // Room for a search, if there is anything to search for among `count` rows.
+  bool prepare(int64_t count) {
+    if (low != nullptr) return false;
+    int64_t i = 0;
+    while (i < count && !is_large(i)) ++i;
+    if (i == count) return false;
+    found.assign(size_t(count), R(0));
+    low = found.data();
+    return true;
   }
 
   // What logits are reduced by for probabilities: lse, and +∞ for an empty row, which makes them zero.
   R subtracted(int64_t at) const { return lse[at] == -std::numeric_limits<R>::infinity() ? -lse[at] : lse[at]; }
+  R subtracted_low(int64_t at) const { return low == nullptr ? R(0) : low[at]; }
 };
 
-// Fills in `low` for a block of queries. An lse that is not that of the visible keys (a caller may apply a part of A)
+// Fills in `found` for a block of queries. An lse that is not that of the visible keys (a caller may apply a part of A)
 // is taken as it is.
 template <typename T>
 void refine_block(const Logits& a, int64_t b, int64_t h, int64_t block, RowLse<Accumulator<T>>& rows,
@@ -48,10 +53,9 @@ void refine_block(const Logits& a, int64_t b, int64_t h, int64_t block, RowLse<A
   if (!any) return;
   stream_keys<T>(a, Columns{}, own, w);
   for (int64_t i = 0; i < own.rows; ++i) {
-    const OnlineState<double> state = w.states[i / own.lanes].at(i % own.lanes);
-    const double lse = rows.lse[row0 + i], low = (state.m - lse) + std::log(state.L);
-    const double rounding = double(std::numeric_limits<R>::epsilon()) * std::abs(lse);
-    if (rows.is_large(row0 + i) && std::abs(low) <= rounding) rows.low[row0 + i] = R(low);
+    if (!rows.is_large(row0 + i)) continue;
+    const R lse = rows.lse[row0 + i], low = w.states[i / own.lanes].at(i % own.lanes).lse_beyond(lse);
+    if (std::abs(low) <= std::numeric_limits<R>::epsilon() * std::abs(lse)) rows.found[row0 + i] = low;
   }
 }
 

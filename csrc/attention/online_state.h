@@ -59,6 +59,12 @@ struct OnlineState {
 
   ARTENT_HOST_DEVICE bool empty() const { return L == 0; }
   ARTENT_HOST_DEVICE Real lse() const { return empty() ? kHidden<Real> : m + std::log(L); }
+  // What a rounded lse lacks; m − rounded is exact, or nearly.
+  template <class Rounded>
+  ARTENT_HOST_DEVICE Rounded lse_beyond(Rounded rounded) const {
+    const Real low = (m - Real(rounded)) + std::log(L);
+    return std::isfinite(low) ? Rounded(low) : Rounded(0);
+  }
   ARTENT_HOST_DEVICE Real entropy() const { return empty() ? Real(0) : std::log(L) - t / L; }  // nats
   ARTENT_HOST_DEVICE Real purity() const { return empty() ? Real(0) : L2 / (L * L); }
 };

@@ -103,27 +103,41 @@ void pack(const void* x, const Strides4& s, int64_t b, int64_t h, int64_t i0, in
   }
 }
 
-// scale · query in the accumulator's type, for tasks that stream queries past their keys: ⟨scale·q, k⟩ is then the same
-// number, bit for bit, whether queries or keys stand in the lanes, and so are the probabilities behind A·x and Aᵀ·x.
+// What tasks that own keys stream past them: scale·query in the accumulator's type, so that ⟨scale·q, k⟩ is the same
+// number, bit for bit, whether queries or keys stand in the lanes, and so are the probabilities behind A·x and Aᵀ·x;
+// and of every chunk of queries the keys that any of them sees, so that a task passes over what it does not meet.
 template <typename R>
-struct ScaledQueries {
-  std::vector<R> data;
-  int64_t heads, queries, dim;
+struct StreamedQueries {
+  std::vector<R> scaled;
+  std::vector<Interval> seen;
+  int64_t heads, queries, dim, chunks;
 
-  explicit ScaledQueries(const Shape& n)
-      : data(size_t(n.batch * n.heads * n.queries * n.dim)), heads(n.heads), queries(n.queries), dim(n.dim) {}
+  explicit StreamedQueries(const Shape& n)
+      : scaled(size_t(n.batch * n.heads * n.queries * n.dim)),
+        seen(size_t(n.batch * n.heads * blocks(n.queries, kChunk))),
+        heads(n.heads),
+        queries(n.queries),
+        dim(n.dim),
+        chunks(blocks(n.queries, kChunk)) {}
 
   template <typename T>
-  void fill(const Logits& a, int64_t b, int64_t h, int64_t block) {
+  void fill(const Logits& a, int64_t b, int64_t h, int64_t chunk) {
     const Strides4& s = a.query_strides;
     const T* p = static_cast<const T*>(a.query) + b * s.b + h * s.h;
-    for (int64_t i = block * kBlock; i < std::min(queries, (block + 1) * kBlock); ++i) {
-      R* const out = data.data() + ((b * heads + h) * queries + i) * dim;
+    Interval all{0, 0};
+    for (int64_t i = chunk * kChunk; i < std::min(queries, (chunk + 1) * kChunk); ++i) {
+      R* const out = scaled.data() + ((b * heads + h) * queries + i) * dim;
       for (int64_t d = 0; d < dim; ++d) out[d] = R(a.scale * double(widen(p[i * s.i + d * s.j])));
+      all = hull(all, key_interval(a.visibility, a.shape.keys, b, h, i));
     }
+    seen[(b * heads + h) * chunks + chunk] = all;
   }
   Rows<R> from(int64_t b, int64_t h, int64_t i0) const {
-    return {data.data() + ((b * heads + h) * queries + i0) * dim, dim};
+    return {scaled.data() + ((b * heads + h) * queries + i0) * dim, dim};
+  }
+  // Whether a chunk, which starts at query i0, has a query that may see one of the keys.
+  bool meets(int64_t b, int64_t h, int64_t i0, Interval keys) const {
+    return !(seen[(b * heads + h) * chunks + i0 / kChunk] & keys).empty();
   }
 };
 
@@ -142,6 +156,7 @@ struct Owned {
   int64_t b, h, first, rows, lanes;  // rows [first, first + rows) of head h
   int64_t groups() const { return blocks(rows, lanes); }
   int64_t rows_in(int64_t group) const { return std::min(lanes, rows - group * lanes); }
+  Interval interval() const { return {first, first + rows}; }
 };
 
 template <typename R>
@@ -166,10 +181,61 @@ void dots(Rows<R> rows, int64_t n, int64_t dim, const R* packed, R* tile) {
   product(Product<R>{rows.data, rows.stride, 1, dim, packed, tile, group_rows<R>(), 0, n});
 }
 
-// result (columns × lanes) += columnsᵀ · tile, over n streamed rows.
+// Whether n rows of `count` numbers hold NaN or an infinity.
 template <typename R>
-void combine(Rows<R> columns, int64_t n, int64_t count, const R* tile, R* result) {
-  product(Product<R>{columns.data, 1, columns.stride, n, tile, result, group_rows<R>(), 0, count, true});
+struct Scan {
+  const R* data;
+  int64_t stride, n, count;
+  bool* found;
+};
+
+template <int Bytes, typename R>
+ARTENT_INLINE void scan_rows(const Scan<R>& a) {
+  using S = Simd<R, Bytes>;
+  typename S::V sum{};  // x − x is zero unless x is one of them
+  R rest = 0;
+  for (int64_t i = 0; i < a.n; ++i) {
+    const R* row = a.data + i * a.stride;
+    int64_t c = 0;
+    for (; c + S::lanes <= a.count; c += S::lanes) {
+      const auto x = S::load(row + c);
+      sum += x - x;
+    }
+    for (; c < a.count; ++c) rest += row[c] - row[c];
+  }
+  for (int64_t i = 0; i < S::lanes; ++i) rest += sum[i];
+  *a.found = rest != 0;
+}
+
+ARTENT_ISA_DISPATCH(scan, Scan<float>, scan_rows)
+ARTENT_ISA_DISPATCH(scan, Scan<double>, scan_rows)
+
+template <typename R>
+bool not_finite(Rows<R> rows, int64_t n, int64_t count) {
+  bool found = false;
+  scan(Scan<R>{rows.data, rows.stride, n, count, &found});
+  return found;
+}
+
+// result (columns × lanes) += columnsᵀ · tile, over n streamed rows. A weight of zero takes nothing, even of a row that
+// holds NaN or an infinity: such rows (`careful`) are multiplied lane by lane.
+template <typename R>
+void combine(Rows<R> columns, int64_t n, int64_t count, const R* tile, R* result, bool careful = false) {
+  const int64_t lanes = group_rows<R>();
+  if (!careful) {
+    product(Product<R>{columns.data, 1, columns.stride, n, tile, result, lanes, 0, count, true});
+    return;
+  }
+  for (int64_t r = 0; r < n; ++r) {
+    if (!not_finite(columns.from(r), 1, count)) {
+      combine(columns.from(r), 1, count, tile + r * lanes, result);
+      continue;
+    }
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      const R weight = tile[r * lanes + lane];
+      for (int64_t c = 0; c < count && weight != 0; ++c) result[c * lanes + lane] += weight * columns.from(r).data[c];
+    }
+  }
 }
 
 }  // namespace artent::attention

@@ -25,10 +25,10 @@ struct Product {
   bool accumulate = false;
 };
 
-// How A is walked through. Along its unit stride X is what is used again: 256 of its rows (24 KiB) for kRowBlock rows
+// How A is walked through. Along its unit stride X is what is used again: 128 of its rows (12 KiB) for kRowsAlong rows
 // of C, which stay in the second-level cache. Across it a line of A serves several blocks of rows of C: 64 lines at a
 // time (more of them, a power of two apart, would fall into the same few sets of the cache), for all rows.
-constexpr int64_t kDepthAlong = 256, kDepthAcross = 64, kRowsAlong = 192;
+constexpr int64_t kDepthAlong = 128, kDepthAcross = 64, kRowsAlong = 192;
 
 // Rows of C held in registers beside kVectors of X and one broadcast: 16 registers, 32 with AVX-512. More than 6 rows
 // gain nothing once the multiply-adds' latency is hidden.

@@ -1,6 +1,7 @@
 """Mistakes in the arguments of the attention ops are told by name, with what was given and a likely cause."""
 
 import inspect
+import sys
 
 import numpy as np
 import pytest
@@ -55,6 +56,7 @@ MISTAKES = {
     "bias of other lengths": (Q, K, {"attn_mask": causal_lower_right(6, 9)}, ValueError, "9 keys"),
     "float key_range": (Q, K, {"key_range": torch.zeros(2, 6, 2)}, TypeError, "key_range must be int64 or int32"),
     "key_range of another shape": (Q, K, {"key_range": torch.zeros(2, 5, 2).long()}, ValueError, "key_range of shape"),
+    "key_range of lengths": (Q, K, {"key_range": torch.zeros(6, 1).long()}, ValueError, "must end in a dimension of 2"),
     "key_range is a tuple": (Q, K, {"key_range": (0, 7)}, TypeError, "key_range must be a torch.Tensor"),
     "window of nothing": (Q, K, {"window": 0}, ValueError, "window must be at least 1.*got 0"),
     "window is a float": (Q, K, {"window": 3.0}, TypeError, "window must be an integer or a pair.*float"),
@@ -132,7 +134,7 @@ APPLY_MISTAKES = {
     "another device": (X.to("meta"), {}, ValueError, "x is on meta and query is on cpu"),
     "lse is a tuple": (X, {"lse": tuple(LSE)}, TypeError, "lse must be a torch.Tensor .attention_stats"),
     "lse in double": (X, {"lse": LSE.double()}, TypeError, "lse must be torch.float32.*got torch.float64"),
-    "lse of keys": (X, {"lse": torch.randn(2, 4, 7)}, ValueError, "lse of shape .* does not broadcast"),
+    "lse of keys": (X, {"lse": torch.randn(2, 4, 7)}, ValueError, "lse of shape .* is not that of 6 queries"),
     "lse elsewhere": (X, {"lse": LSE.to("meta")}, ValueError, "lse is on meta"),
 }
 
@@ -164,7 +166,20 @@ def test_mistakes_in_the_value(value, options, error, message):
         artent_ext.scaled_dot_product_attention_with_stats(Q, K, value, **options)
 
 
+@pytest.mark.parametrize(("long", "plain"), [((None, sys.maxsize), None), ((2**62, 2**63), None), (2**64, (None, 0))])
+def test_a_side_longer_than_any_text_is_no_bound(long, plain):
+    assert torch.equal(
+        artent_ext.attention_stats(Q, K, window=long).lse, artent_ext.attention_stats(Q, K, window=plain).lse
+    )
+
+
 def test_numpy_integers_are_integers():
+    assert torch.equal(
+        artent_ext.attention_stats(Q, K, window=(None, sys.maxsize)).lse, artent_ext.attention_stats(Q, K).lse
+    )
+    assert torch.equal(
+        artent_ext.attention_stats(Q, K, window=2**64).lse, artent_ext.attention_stats(Q, K, window=(None, 0)).lse
+    )
     window = artent_ext.attention_stats(Q, K, window=(np.int64(2), np.int32(1)))
     assert torch.equal(window.lse, artent_ext.attention_stats(Q, K, window=(2, 1)).lse)
 
@@ -188,8 +203,11 @@ DIRECT = {
     "key_range": (lambda: native.attention_stats(Q, K, None, torch.zeros(2, 4, 5, 2).long(), *_rest(1)), "key_range"),
     "heads": (lambda: native.attention_stats(Q, K[:, :3], None, *_rest()), "multiple of key heads"),
     "value": (lambda: native.attention_forward(Q, K, Q, None, *_rest()), "value: size 6 at dimension 2, expected 7"),
-    "x": (lambda: native.attention_apply(Q, K, Q, LSE, False, None, *_rest()), "x: size 6 at dimension 2, expected 7"),
-    "lse": (lambda: native.attention_apply(Q, K, X, LSE[..., :5], False, None, *_rest()), "lse must be"),
+    "x": (
+        lambda: native.attention_apply(Q, K, Q, LSE, None, False, None, *_rest()),
+        "x: size 6 at dimension 2, expected 7",
+    ),
+    "lse": (lambda: native.attention_apply(Q, K, X, LSE[..., :5], None, False, None, *_rest()), "lse must be"),
 }
 
 

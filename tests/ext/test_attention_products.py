@@ -93,7 +93,11 @@ def test_the_given_lse_is_the_one_computed(sample):
         (x,) = sample.columns_for(op, torch.float32)
         lse = attention_stats(query, key, **options).lse
         given = attention_apply(query, key, x, lse=lse, transpose=transpose, **options)
-        assert torch.equal(given, attention_apply(query, key, x, transpose=transpose, **options))
+        computed = attention_apply(query, key, x, transpose=transpose, **options)
+        # A rounded lse puts a row off by its rounding; x is of order one.
+        largest = lse[lse.isfinite()].abs().max().item() if lse.isfinite().any() else 0.0
+        rounding = torch.finfo(torch.float32).eps * (8 + largest)
+        torch.testing.assert_close(given, computed, rtol=rounding, atol=8 * rounding)
 
 
 def test_a_given_lse_has_no_gradient_of_its_own():
@@ -105,8 +109,9 @@ def test_a_given_lse_has_no_gradient_of_its_own():
         torch.autograd.grad(attention_apply(query, key, x, lse=lse, transpose=True).square().sum(), inputs)
         for lse in (None, given, given.detach())
     ]
-    for other in grads[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(grads[0], other, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(grads[1], grads[2], strict=True))
+    for a, b in zip(grads[0], grads[1], strict=True):  # a given lse is rounded
+        torch.testing.assert_close(a, b)
 
 
 def test_two_ranges_of_keys_merge_to_one_pass():
