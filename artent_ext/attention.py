@@ -10,6 +10,7 @@ from __future__ import annotations
 import numbers
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.bias import CausalBias
@@ -165,8 +166,9 @@ def attention_apply(
     q, k, *rest = arguments
     shape = leading_shape(query, key, x)
     columns = apply_columns(x, shape, q, k, transpose)
-    if lse is None and not transpose and columns.dtype == q.dtype:
-        out = ops.attention_forward(q, k, columns, *rest)[0]  # one pass
+    derived = torch.is_grad_enabled() and any(y.requires_grad for y in (q, k, columns))
+    if lse is None and not transpose and columns.dtype == q.dtype and not derived:
+        out = ops.attention_forward(q, k, columns, *rest)[0]  # one pass; a gradient would keep more of it
     else:
         if lse is None:
             lse, _, _, low = ops.attention_stats(q.detach(), k.detach(), *rest)
