@@ -36,6 +36,9 @@ format: $(VENV)/.ready ## put everything in style
 
 bench: $(VENV)/.built bench-requirements ## compare with peers, side by side (a quiet machine, minutes)
 	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/profile_table.py --json benchmarks/results/cpu-profile.json
+	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/attention_table.py --json benchmarks/results/cpu-attention.json
+	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/spectral_table.py --json benchmarks/results/cpu-spectral.json
+	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/attention_training.py --json benchmarks/results/cpu-training.json
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest benchmarks/bench_attention.py --benchmark-columns=median,iqr,rounds
 	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/rsvd_table.py --json benchmarks/results/cpu-rsvd.json
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest benchmarks/bench_rsvd.py --benchmark-group-by=group --benchmark-columns=median,iqr,rounds
