@@ -81,6 +81,20 @@ def test_defaults_on_a_long_text():
     assert found.stderr < 4e-3 * truth
 
 
+@pytest.mark.parametrize("plan", [{}, {"rank": 12, "steps": 4}], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_of_one_length(kind, plan):
+    """``row_normalised``: of A with every row divided by its 2-norm, a row without a key left out."""
+    query, key = make(kind, 300, seeds=2)
+    seen = torch.tensor([0, 300]).repeat(300, 1)
+    seen[7] = 0
+    A = matrix(query, key, {**TRUE_CAUSAL, "key_range": seen})
+    truth = entropy(probabilities(torch.nn.functional.normalize(A, dim=-1)))
+    found = attention_spectral_entropy(query, key, row_normalised=True, key_range=seen, **plan, **CAUSAL)
+    _holds(found, truth)
+    assert ((found.value - truth).abs() <= 4 * found.stderr + 1e-6).all()
+
+
 def _ranges(start, end):
     return {"key_range": torch.stack((start, end), -1)[None]}
 
