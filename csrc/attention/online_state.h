@@ -1,4 +1,4 @@
-// The running state of one softmax row, and the derivative of what is read from it. docs/math.md §4.
+// The running state of one softmax row. docs/math.md §4.
 //
 // With the maximum m of the logits s seen so far:  L = Σ e^{s−m},  t = Σ e^{s−m}(s−m),  L₂ = Σ e^{2(s−m)}.
 // t is kept relative to m: Σ e^{s−m}·s would lose as many digits as |m| has.
@@ -67,22 +67,6 @@ struct OnlineState {
   }
   ARTENT_HOST_DEVICE Real entropy() const { return empty() ? Real(0) : std::log(L) - t / L; }  // nats
   ARTENT_HOST_DEVICE Real purity() const { return empty() ? Real(0) : L2 / (L * L); }
-};
-
-// What the backward pass needs of one row: its statistics and the gradients that arrive at them.
-template <class Real>
-struct RowGradient {
-  Real lse, entropy, purity;
-  Real g_lse, g_entropy, g_purity;
-
-  // The gradient at a logit s of the row; zero where the key is hidden, so on every logit of an empty row.
-  ARTENT_HOST_DEVICE Real at(Real s) const {
-    if (s == kHidden<Real>) return Real(0);
-    const Real log_p = s - lse;
-    const Real p = std::exp(log_p);
-    if (p == 0) return Real(0);  // ln p may be infinite
-    return p * (g_lse - g_entropy * (log_p + entropy) + 2 * g_purity * (p - purity));
-  }
 };
 
 }  // namespace artent::attention
