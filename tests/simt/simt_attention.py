@@ -51,7 +51,7 @@ GRAD_ROWS = ("grad_lse", "grad_entropy", "grad_purity")
 
 
 class Forward(Structure):
-    _fields_ = [("a", Logits), ("value", Columns)] + [(name, c_void_p) for name in ("out", *ROWS)]
+    _fields_ = [("a", Logits), ("value", Columns)] + [(name, c_void_p) for name in ("out", *ROWS, "lse_low")]
 
 
 class Apply(Structure):
@@ -61,6 +61,7 @@ class Apply(Structure):
         ("x_is_accumulator", c_bool),
         ("transpose", c_bool),
         ("lse", c_void_p),
+        ("lse_low", c_void_p),
         ("out", c_void_p),
     ]
 
@@ -68,7 +69,7 @@ class Apply(Structure):
 class Backward(Structure):
     _fields_ = (
         [("a", Logits)]
-        + [(name, c_void_p) for name in (*ROWS, *GRAD_ROWS)]
+        + [(name, c_void_p) for name in ("lse", "lse_low", *ROWS[1:], *GRAD_ROWS)]
         + [("grad_out", Columns), ("value", Columns)]
         + [(name, c_void_p) for name in ("delta", "grad_query", "grad_key", "grad_value")]
     )
