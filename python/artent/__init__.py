@@ -15,6 +15,7 @@ _EXPORTS = {
     "EntanglementProfile": "artent.entanglement",
     "EntanglementRecorder": "artent.training",
     "LoRAUpdate": "artent.updates",
+    "MPSConfig": "artent.adapters.mps",
     "MPSUpdate": "artent.updates",
     "attach": "artent.training",
     "attention_entanglement": "artent.attention",
@@ -23,10 +24,12 @@ _EXPORTS = {
     "weight_updates": "artent.checkpoints",
 }
 _MODULES = (
+    "adapters",
     "attention",
     "checkpoints",
     "entanglement",
     "entropy",
+    "mps",
     "plots",
     "profile",
     "records",

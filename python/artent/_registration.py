@@ -1,7 +1,7 @@
-"""Tell transformers about the attention implementation when it is imported, before or after artent.
+"""Tell transformers about the attention implementation, and PEFT about the MPS adapter, when they are imported.
 
-``import artent`` must stay light, so it can't import transformers to register with it. A finder at the front
-of ``sys.meta_path`` finds nothing by itself: it takes what the other finders found and adds a step after
+``import artent`` must stay light, so it can't import them to register, and they may come before or after it. A finder
+at the front of ``sys.meta_path`` finds nothing by itself: it takes what the other finders found and adds a step after
 execution.
 """
 
@@ -20,7 +20,14 @@ def _register_attention():
         )
 
 
-_AFTER_IMPORT = {"transformers.modeling_utils": _register_attention}
+def _register_adapter():
+    try:
+        import artent.adapters.mps  # noqa: F401  (it registers itself)
+    except ImportError as error:  # a PEFT that does not take it must still import
+        warnings.warn(str(error), stacklevel=2)
+
+
+_AFTER_IMPORT = {"transformers.modeling_utils": _register_attention, "peft": _register_adapter}
 
 
 class _AfterImport(MetaPathFinder):

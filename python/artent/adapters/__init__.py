@@ -1,0 +1,1 @@
+"""Ways of fine-tuning that artent adds to those it measures."""

@@ -1,0 +1,12 @@
+"""The MPS adapter as a PEFT method: ``artent.MPSConfig`` used like ``LoraConfig`` (docs/math.md §6).
+
+Importing this package makes PEFT know the method; ``import artent`` does so when PEFT is imported, before or after.
+"""
+
+from artent.adapters.mps import peft_shim
+from artent.adapters.mps.config import MPSConfig
+from artent.adapters.mps.model import MPSModel
+
+peft_shim.register(MPSConfig, MPSModel)
+
+__all__ = ["MPSConfig", "MPSModel"]

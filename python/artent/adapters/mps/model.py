@@ -1,0 +1,50 @@
+"""``MPSModel``: puts MPS adapters beside the linear layers that a configuration targets."""
+
+from __future__ import annotations
+
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.utils.other import get_pattern_key
+from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from transformers.pytorch_utils import Conv1D
+
+from artent.adapters.mps.layer import MPSLinear
+from artent.adapters.mps.peft_shim import PREFIX
+
+__all__ = ["MPSModel"]
+
+
+class MPSModel(BaseTuner):
+    """What ``peft.get_peft_model(model, MPSConfig(…))`` wraps a model in.
+
+    Raises:
+        TypeError: a targeted module is neither ``nn.Linear`` nor ``Conv1D``.
+        ValueError: sites that do not fit a targeted module.
+    """
+
+    prefix = PREFIX
+    tuner_layer_cls = MPSLinear
+    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+    def _create_and_replace(self, config, adapter_name, target, target_name, parent, current_key, **_):
+        r = config.rank_pattern.get(get_pattern_key(config.rank_pattern, current_key), config.r)
+        alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern, current_key), config.lora_alpha)
+        if isinstance(target, MPSLinear):
+            target.update_layer(adapter_name, config, r, alpha, current_key)
+            return
+        base = target.get_base_layer() if hasattr(target, "get_base_layer") else target
+        if isinstance(base, NonDynamicallyQuantizableLinear):
+            raise TypeError(
+                f"target_modules: {current_key} belongs to an nn.MultiheadAttention, which reads its weight without "
+                "calling it, so an adapter there would have no effect. Leave it out"
+            )
+        if not isinstance(base, nn.Linear | Conv1D):
+            raise TypeError(
+                f"target_modules: {current_key} is a {type(base).__name__}, and MPS adapters go beside torch.nn.Linear "
+                "and transformers' Conv1D only. Name the linear layers, or use target_modules='all-linear'"
+            )
+        layer = MPSLinear(target, adapter_name, config, r, alpha, current_key)
+        if adapter_name not in self.active_adapters:  # a further adapter does not train until it is switched to
+            layer.requires_grad_(False)
+        self._replace_module(parent, target_name, layer, target)
