@@ -1,0 +1,258 @@
+"""base + s·x Aᵀ Bᵀ against dense float64 products: every chain, every grouping, values, gradients, memory."""
+
+import math
+from itertools import combinations, pairwise
+
+import peft
+import pytest
+import torch
+from artent import MPSConfig
+from artent.adapters.mps import product
+from artent.adapters.mps.layer import Factor
+from artent.adapters.mps.product import AdaptedOutput
+from artent.mps import MPSShape, balanced_sites, contract, largest_bonds
+from torch.utils._python_dispatch import TorchDispatchMode
+
+N, M, R, SCALING = 24, 30, 5, 0.7
+A_SITES = [(24,), (4, 6), (6, 4), (2, 3, 4), (2, 3, 2, 2), (1, 24)]
+B_SITES = [(30,), (5, 6), (5, 3, 2)]
+
+
+def shape(r, sites, carrier, chi=4):
+    return MPSShape(r, sites, tuple(min(chi, most) for most in largest_bonds(r, sites, carrier)), carrier)
+
+
+def random_cores(shape, dtype=torch.float64):
+    return [torch.randn(core, dtype=dtype, requires_grad=True) for core in shape.cores]
+
+
+def inputs(dtype=torch.float64, tokens=(2, 3)):
+    return [torch.randn(*tokens, width, dtype=dtype, requires_grad=True) for width in (N, M)]
+
+
+def dense(shape, cores):
+    """Every core to the whole by einsum, one index a letter: independent of the library's contraction."""
+    K = len(cores)
+    letters, bonds = "abcd"[:K], "wxyz"[: K - 1]
+    left, right = ("r", "") if shape.carrier == "first" else ("", "r")
+    terms = [l + d + e for l, d, e in zip((left, *bonds), letters, (*bonds, right))]
+    whole = torch.einsum(",".join(terms) + "->r" + letters, *cores)
+    return whole.reshape(shape.rank, -1)
+
+
+def groupings(count):
+    cuts = (c for parts in range(count) for c in combinations(range(1, count), parts))
+    return [tuple(b - a for a, b in pairwise((0, *cut, count))) for cut in cuts]
+
+
+@pytest.mark.parametrize("carriers", [("first", "first"), ("first", "last"), ("last", "first"), ("last", "last")])
+@pytest.mark.parametrize("b_sites", B_SITES)
+@pytest.mark.parametrize("a_sites", A_SITES)
+def test_values_and_gradients_are_those_of_the_dense_product_in_every_grouping(a_sites, b_sites, carriers, monkeypatch):
+    torch.manual_seed(0)
+    a, b = shape(R, a_sites, carriers[0]), shape(R, b_sites, carriers[1], chi=3)
+    A, B, (x, base) = random_cores(a), random_cores(b), inputs()
+    assert torch.allclose(contract(A, a), dense(a, A), rtol=1e-13, atol=1e-12)
+    expected = base + SCALING * x @ dense(a, A).mT @ dense(b, B)
+    weight = torch.randn_like(expected)
+    wanted = torch.autograd.grad((expected * weight).sum(), [x, base, *A, *B])
+    for of_a in groupings(len(a_sites)):
+        for of_b in groupings(len(b_sites)):
+            monkeypatch.setattr(product, "grouping", lambda s, *_, chosen={a: of_a, b: of_b}: chosen[s])
+            out = AdaptedOutput.apply(x, base, SCALING, torch.float64, a, b, *A, *B)
+            found = torch.autograd.grad((out * weight).sum(), [x, base, *A, *B])
+            for got, want in zip((out, *found), (expected, *wanted)):
+                assert (got - want).norm() <= 1e-13 * want.norm(), (of_a, of_b)
+
+
+@pytest.mark.parametrize("carrier", ["first", "last"])
+@pytest.mark.parametrize("sites", [(12,), (3, 4), (2, 3, 2), (2, 1, 3, 2)])
+def test_gradcheck_to_second_order(sites, carrier):
+    torch.manual_seed(1)
+    a, b = shape(3, sites, carrier, chi=2), shape(3, (2, 4), carrier, chi=2)
+    x, base = (torch.randn(2, width, dtype=torch.float64, requires_grad=True) for width in (12, 8))
+
+    def f(x, base, *cores):
+        return AdaptedOutput.apply(x, base, SCALING, torch.float64, a, b, *cores)
+
+    args = (x, base, *random_cores(a), *random_cores(b))
+    assert torch.autograd.gradcheck(f, args)
+    assert torch.autograd.gradgradcheck(f, args)
+
+
+@pytest.mark.parametrize("frozen", ["x", "base", "A", "B", "one core"])
+def test_what_needs_no_gradient_gets_none_and_the_rest_is_unchanged(frozen):
+    torch.manual_seed(2)
+    a, b = shape(R, (2, 3, 4), "first"), shape(R, (30,), "last")
+    named = dict(zip(("x", "base"), inputs())) | {"A": random_cores(a), "B": random_cores(b)}
+
+    def gradients():
+        flat = [named["x"], named["base"], *named["A"], *named["B"]]
+        for t in flat:
+            t.grad = None
+        AdaptedOutput.apply(*flat[:2], SCALING, torch.float64, a, b, *flat[2:]).square().sum().backward()
+        return [t.grad for t in flat], flat
+
+    whole, _ = gradients()
+    still = named["A"][1] if frozen == "one core" else named[frozen]
+    for t in still if isinstance(still, list) else [still]:
+        t.requires_grad_(False)
+    part, flat = gradients()
+    for got, want, t in zip(part, whole, flat):
+        assert (got is None) if not t.requires_grad else torch.equal(got, want)
+
+
+@pytest.mark.parametrize("tokens", [(), (0,), (1,), (2, 0, 3), (7,)])
+def test_any_number_of_tokens_contiguous_or_not(tokens):
+    torch.manual_seed(3)
+    a, b = shape(R, (4, 6), "last"), shape(R, (5, 6), "first")
+    A, B = random_cores(a), random_cores(b)
+    x, base = inputs(tokens=(*tokens,))
+    for given in (x, x.detach().mT.contiguous().mT if x.ndim > 1 else x):
+        out = AdaptedOutput.apply(given, base, SCALING, torch.float64, a, b, *A, *B)
+        assert torch.allclose(out, base + SCALING * given @ dense(a, A).mT @ dense(b, B), rtol=1e-12)
+    out.sum().backward()
+    assert A[0].grad.shape == A[0].shape
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_low_precision_is_as_exact_as_loras_products(dtype):
+    """Against float64 of the same parameters, within 1.5 × LoRA's own error: A is rounded once more, no else."""
+    torch.manual_seed(4)
+    a, b = shape(16, (16, 32), "first", chi=16), shape(16, (256,), "last")
+    A = [(core / 4).detach().to(dtype) for core in random_cores(a)]
+    B = [(core / 4).detach().to(dtype) for core in random_cores(b)]
+    x, base = torch.randn(64, 512, dtype=dtype), torch.randn(64, 256, dtype=dtype)
+    exact_A = dense(a, [core.double() for core in A])
+    truth = base.double() + x.double() @ exact_A.mT @ B[0].double().mT
+    rounded_A = exact_A.to(dtype)
+    lora = base + (x @ rounded_A.mT) @ B[0].mT
+    ours = AdaptedOutput.apply(x, base, 1.0, dtype, a, b, *A, *B)
+    assert ours.dtype == dtype
+    lora_truth = base.double() + x.double() @ rounded_A.double().mT @ B[0].double().mT
+    assert (ours.double() - truth).norm() <= 1.5 * (lora.double() - lora_truth).norm() + 1.5 * (
+        lora_truth - truth
+    ).norm()
+
+
+def adapted(config, width=512, rank=64):
+    torch.manual_seed(5)
+    return peft.get_peft_model(torch.nn.Sequential(torch.nn.Linear(width, width, bias=False)), config(rank))
+
+
+def lora(rank):
+    return peft.LoraConfig(r=rank, target_modules=["0"])
+
+
+def saved_bytes(model, x):
+    kept = {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(x)
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("options", [{}, {"sites": 3}, {"carrier": "last"}, {"tensorize": "both", "chi": 4}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_more_is_saved_than_lora_saves(dtype, options):
+    x = torch.randn(96, 512).to(dtype).requires_grad_()
+    ours = adapted(lambda r: MPSConfig(r=r, target_modules=["0"], **({"chi": 8} | options))).to(dtype)
+    theirs = adapted(lora).to(dtype)
+    assert saved_bytes(ours, x) <= saved_bytes(theirs, x)
+
+
+class _Largest(TorchDispatchMode):
+    """The largest storage that any operator hands out."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(tensor, torch.Tensor):
+                self.largest = max(self.largest, tensor.numel())
+        return out
+
+
+@pytest.mark.parametrize("sites", ["balanced", 3])
+@pytest.mark.parametrize("carrier", ["first", "last"])
+def test_nothing_of_outputs_by_inputs_is_ever_formed(sites, carrier):
+    n = m = 4096
+    torch.manual_seed(6)
+    sites = balanced_sites(n, 2 if sites == "balanced" else sites)
+    a, b = shape(16, sites, carrier, chi=8), MPSShape(16, (m,), (), "last")
+    x, base = torch.randn(8, n, requires_grad=True), torch.randn(8, m)
+    with _Largest() as seen:
+        out = AdaptedOutput.apply(x, base, 1.0, torch.float32, a, b, *random_cores(a, None), *random_cores(b, None))
+        out.sum().backward()
+    assert 0 < seen.largest <= 16 * max(n, m)
+
+
+def test_autocast_computes_in_its_dtype_and_keeps_float32_gradients():
+    model = adapted(lambda r: MPSConfig(r=r, chi=8, target_modules=["0"], init_weights=False))
+    x = torch.randn(32, 512)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model(x)
+    reference = model(x)
+    out.float().square().sum().backward()
+    assert out.dtype == torch.bfloat16
+    assert (out - reference).norm() <= 4 * torch.finfo(torch.bfloat16).eps * reference.norm()
+    assert all(p.grad.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize(
+    ("sites", "chi", "carrier"),
+    [
+        ((256,), 0, "first"),
+        ((16, 16), 1, "first"),
+        ((16, 16), 8, "last"),
+        ((32, 8), 64, "last"),
+        ((4, 8, 8), 5, "first"),
+    ]
+    + [((4, 4, 4, 4), 3, "last"), ((4, 4, 4, 4), 16, "first"), ((1, 256), 4, "first")],
+)
+def test_the_cores_start_with_loras_variance(sites, chi, carrier):
+    """The mean square of A over draws is 1/(3n): LoRA's kaiming_uniform_(a=√5). Within five standard errors."""
+    torch.manual_seed(7)
+    factor = Factor(shape(8, sites, carrier, chi))
+    squares = []
+    for _ in range(400):
+        factor.reset(1 / (3 * 256))
+        squares.append(factor.matrix(torch.float64).square().mean())
+    squares = torch.stack(squares)
+    assert abs(squares.mean() - 1 / 768) <= 5 * squares.std() / math.sqrt(len(squares))
+    like = torch.nn.init.kaiming_uniform_(torch.empty(4096, 256), a=math.sqrt(5)).square().mean()
+    assert abs(like - 1 / 768) <= 0.01 / 768
+
+
+@pytest.mark.parametrize("tensorize", ["A", "B", "both"])
+def test_a_zero_start_still_has_a_gradient(tensorize):
+    model = adapted(lambda r: MPSConfig(r=r, chi=8, tensorize=tensorize, target_modules=["0"]))
+    x = torch.randn(4, 512)
+    layer = model.base_model.model[0]
+    assert torch.equal(model(x), layer.base_layer(x))
+    model(x).square().sum().backward()
+    B = layer.artent_mps_B["default"]
+    assert B.cores[B.shape.carrier_index].grad.abs().sum() > 0
+    assert (layer.get_delta_weight("default") == 0).all()
+
+
+def test_the_papers_parameter_count():
+    """4096 × 4096, r = 256, χ = 32, sites (64, 64): 64·32 + 32·64·256 + 4096·256 against LoRA's 2·4096·256."""
+    model = adapted(lambda r: MPSConfig(r=r, chi=32, sites=(64, 64), target_modules=["0"]), 4096, 256)
+    assert model.get_nb_trainable_parameters()[0] == 64 * 32 + 32 * 64 * 256 + 4096 * 256 == 1_574_912
+
+
+def test_balanced_sites_multiply_to_the_dimension_and_are_as_even_as_divisors_allow():
+    for n in (1, 2, 7, 24, 257, 768, 2048, 4096, 11008, 14336):
+        for count in (2, 3, 4):
+            sites = balanced_sites(n, count)
+            assert len(sites) == count
+            assert math.prod(sites) == n
+            assert list(sites) == sorted(sites)
+        small = balanced_sites(n)[0]
+        assert not any(n % d == 0 for d in range(small + 1, math.isqrt(n) + 1))
