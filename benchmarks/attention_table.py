@@ -11,12 +11,11 @@ then refused, and the exit status says so; ``--force`` reports it all the same, 
 import argparse
 from functools import partial
 from statistics import median
-from time import sleep
 
 import torch
 import torch.nn.functional as F
 from bench_attention import SHAPES, artent, check, fused_identity, inputs, materialised
-from measure import Watch, alternate, machine, ratio, refusal, seconds, undisturbed, write
+from measure import alternate, machine, quiet_start, ratio, refusal, seconds, undisturbed, write
 
 import artent_ext
 from artent_ext import reference
@@ -37,10 +36,7 @@ def main():
     parser.add_argument("--quick", action="store_true", help="an eighth of the tokens, one round")
     arguments = parser.parse_args()
     force = arguments.force or arguments.quick
-    with Watch() as watch:
-        sleep(1)
-    if no := refusal(watch.disturbances, "before the start", force):
-        raise SystemExit(no["refused"])
+    quiet_start(force)
     setup = {**machine(), "isa": artent_ext.build_info()["isa"], "rounds": 1 if arguments.quick else arguments.rounds}
     rows, refused = [], []
     print(HEAD, flush=True)

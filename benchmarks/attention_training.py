@@ -9,11 +9,10 @@ every step (``output_attentions=True``) and records their means. A step is forwa
 import argparse
 from functools import partial
 from statistics import median
-from time import sleep
 
 import artent  # noqa: F401 (registers the attention implementation)
 import torch
-from measure import Watch, alternate, machine, ratio, refusal, seconds, undisturbed, write
+from measure import alternate, machine, quiet_start, ratio, refusal, seconds, undisturbed, write
 from transformers import LlamaConfig, LlamaForCausalLM
 
 TARGET = 1.03
@@ -52,10 +51,7 @@ def main():
     parser.add_argument("--json", help="write the row here too")
     parser.add_argument("--force", action="store_true", help="report on a busy machine too, marked as such")
     arguments = parser.parse_args()
-    with Watch() as watch:
-        sleep(1)
-    if no := refusal(watch.disturbances, "before the start", arguments.force):
-        raise SystemExit(no["refused"])
+    quiet_start(arguments.force)
     sdpa, ours = (Training(name, arguments.tokens) for name in ("sdpa", "artent"))
     for _ in range(CHECKED_STEPS):
         sdpa.step()

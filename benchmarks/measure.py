@@ -125,6 +125,14 @@ def refusal(disturbances, where, force):
     return {"refused": f"{where}: {'; '.join(disturbances)}. No ratio is told on a busy machine (--force tells it)"}
 
 
+def quiet_start(force):
+    """Ends the benchmark, with the reason, where other work already runs."""
+    with Watch() as watch:
+        sleep(1)
+    if no := refusal(watch.disturbances, "before the start", force):
+        raise SystemExit(no["refused"])
+
+
 def machine():
     return {"machine": platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
             "torch": torch.__version__}  # fmt: skip

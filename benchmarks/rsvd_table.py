@@ -11,11 +11,10 @@ import argparse
 from functools import partial
 from itertools import product
 from statistics import median
-from time import sleep
 
 import torch
 from bench_rsvd import CASES, SPECTRA, check, matrices, ours, peers, torch_lowrank
-from measure import Watch, alternate, machine, ratio, refusal, seconds, undisturbed, write
+from measure import alternate, machine, quiet_start, ratio, refusal, seconds, undisturbed, write
 from rsvd_floor import fastest_products
 
 import artent_ext
@@ -40,10 +39,7 @@ def main():
     cases = [quick(case) for case in cases] if arguments.quick else cases
     rounds = 1 if arguments.quick else arguments.rounds
     arguments.force |= arguments.quick
-    with Watch() as watch:
-        sleep(1)
-    if no := refusal(watch.disturbances, "before the start", arguments.force):
-        raise SystemExit(no["refused"])
+    quiet_start(arguments.force)
 
     setup = {**machine(), "isa": artent_ext.build_info()["isa"], "rounds": rounds}
     if arguments.quick:
