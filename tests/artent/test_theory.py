@@ -73,6 +73,56 @@ def test_nulls(factored):
     assert own.mean == pytest.approx([float(profile.cut_entropy)], abs=1e-4)
 
 
+# (shapes of B's cores, or of B), (of A's), sites: both carriers, three cores, a χ that is no power of a site.
+CHAINS = {
+    "A, r first": ([(16, 4)], [(4, 4, 3), (3, 4)]),
+    "A, r last": ([(16, 3)], [(4, 1), (1, 4, 3)]),
+    "A, three cores": ([(16, 4)], [(4, 2, 3), (3, 4, 2), (2, 2)]),
+    "B, r last": ([(4, 3), (3, 4, 4)], [(4, 16)]),
+    "B, r first": ([(3, 4, 1), (1, 4)], [(3, 16)]),
+    "both": ([(2, 2), (2, 2, 3), (3, 4, 4)], [(4, 4, 2), (2, 4)]),
+}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_bonds_of_a_chain_bound_the_schmidt_ranks_around_them(name):
+    """The bound of Gaussian cores is the rank of the dense unfolding at every bond: neither passed nor slack."""
+    generator = torch.Generator().manual_seed(0)
+    B, A = ([torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes] for shapes in CHAINS[name])
+    update = artent.MPSUpdate(*(factor[0] if len(factor) == 1 else factor for factor in (B, A)))
+    W, dims = update.dense(), artent.entanglement_profile(update).dims
+    ranks = [torch.linalg.matrix_rank(W.reshape(prod(dims[:l]), -1)).item() for l in range(1, len(dims))]
+    cut = next(l for l in range(len(dims)) if prod(dims[:l]) == W.shape[0])
+    bound = theory.rank_bound(dims, cut, update.rank, theory.core_ranks(update))
+    assert bound == pytest.approx([log(rank) for rank in ranks])
+    assert bound != pytest.approx(theory.rank_bound(dims, cut, update.rank))  # tighter than the rank alone
+
+
+def test_a_bond_of_the_chain_says_nothing_about_one_that_it_does_not_align_with():
+    primes = theory.rank_bound((2, 3, 2), 1, inner={2 * 2: 1})  # a site of 2 before one of 3: between the primes 3 · 2
+    assert primes == pytest.approx(theory.rank_bound((2, 3, 2), 1))
+    assert theory.rank_bound((2, 3, 2), 1, inner={2 * 3: 1}) == pytest.approx([log(2), 0])
+
+
+def test_the_null_of_a_chain_is_of_gaussian_cores():
+    """Beside independent draws of the cores' contraction, and below Gaussian factors where χ holds it down."""
+    generator = torch.Generator().manual_seed(5)
+    first, second = torch.randn(8, 8, 2, generator=generator), torch.randn(2, 8, generator=generator)
+    update = artent.MPSUpdate(torch.randn(64, 8, generator=generator), [first, second])
+    null = theory.gaussian_null(update, draws=64)
+    drawn = []
+    for _ in range(64):
+        x, y, B = (torch.randn(s, generator=generator, dtype=torch.float64) for s in ((8, 8, 2), (2, 8), (64, 8)))
+        W = B @ torch.einsum("rac,cb->rab", x, y).reshape(8, 64)
+        p = torch.linalg.svdvals(W.reshape(64 * 8, 8)).square()
+        drawn.append(torch.special.entr(p / p.sum()).sum())
+    drawn = torch.stack(drawn)
+    at = 6 + 3 - 1  # the bond of the cores: 64·8 to its left
+    error = (drawn.var() / 64 + null.std[at] ** 2 / 64).sqrt().item()
+    assert null.mean[at] == pytest.approx(drawn.mean().item(), abs=4 * error)
+    assert null.mean[at] < log(2) < theory.gaussian_null((64, 64), rank=8, draws=4).mean[at] - 0.5
+
+
 def test_haar_frames_are_haar():
     """The mean of an element over Haar frames is zero (without the sign of R it is not) and of its square 1/size."""
     generator = torch.Generator().manual_seed(0)
@@ -149,6 +199,7 @@ def test_chain_fits_tell_three_laws_apart():
     [
         (lambda: theory.page(0, 3), "a, b: dimensions are at least 1"),
         (lambda: theory.rank_bound((2, 2), 3), "cut: expected between 0 and 2"),
+        (lambda: theory.rank_bound((2, 2, 2), 1, inner={3: 1}), "inner: expected Schmidt ranks ≥ 1 at divisors of 8"),
         (lambda: theory.lora_line((2, 2), 1, 0), "rank: expected at least 1"),
         (lambda: theory.gaussian_null((4, 4), draws=0), "draws: expected at least one"),
         (lambda: theory.fit_growth([2, 4], torch.ones(3, 3)), r"T, S: expected \(k,\) and \(texts, k\)"),

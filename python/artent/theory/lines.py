@@ -4,6 +4,8 @@ from math import log, prod
 
 import torch
 
+from artent.updates import MPSUpdate
+
 
 def page(a: int, b: int, exact: bool = False) -> float:
     """Mean entropy of a random state between sides of dimension a and b, in either order.
@@ -48,13 +50,49 @@ def lora_line(dims: tuple[int, ...], cut: int, rank: int) -> list[float]:
     return line
 
 
-def rank_bound(dims: tuple[int, ...], cut: int, rank: int | None = None) -> list[float]:
-    """The most entropy a bond can have: ln min(D_l, D_N/D_l), and for rank r on the row side (m/D_l)·r, mirrored."""
+def rank_bound(
+    dims: tuple[int, ...], cut: int, rank: int | None = None, inner: dict[int, int] | None = None
+) -> list[float]:
+    """The most entropy a bond can have: ln min(D_l, D_N/D_l), and for rank r on the row side (m/D_l)·r, mirrored.
+
+    Args:
+        inner: Schmidt ranks known elsewhere, ``{D: χ}`` with D the dimension left of a bond, such as ``core_ranks``
+            of an MPS update. A bond at D_l can then have χ·D/D_l at most where D_l divides D, χ·D_l/D where D divides
+            D_l: the sites between the two bonds add no more than their dimension. A D that is unaligned with a bond,
+            neither dividing the other, says nothing about it.
+
+    Raises ValueError for a ``cut``, a ``rank`` or an entry of ``inner`` that the chain does not have.
+    """
     m, n = _shape(dims, cut, rank)
-    r = min(m, n) if rank is None else rank
+    known = {1: 1, m * n: 1}  # nothing lies outside the chain
+    for D, chi in [(m, min(m, n) if rank is None else rank), *(inner or {}).items()]:
+        if not 1 <= D <= m * n or m * n % D or chi < 1:
+            raise ValueError(f"inner: expected Schmidt ranks ≥ 1 at divisors of {m * n}, got {{{D}: {chi}}}")
+        known[D] = min(chi, known.get(D, chi))
     return [
-        log(min(D, m * n // D, (m // D if l <= cut else D // m) * r)) for l, D in enumerate(left_dims(dims), start=1)
+        log(min(chi * max(at, D) // min(at, D) for at, chi in known.items() if max(at, D) % min(at, D) == 0))
+        for D in left_dims(dims)
     ]
+
+
+def core_ranks(update: MPSUpdate) -> dict[int, int]:
+    """The Schmidt ranks that an MPS update's cores allow at their own bonds: ``{D: χ}``, as ``rank_bound`` takes them.
+
+    A bond of A's cores after the sites d₁ … d_k has D = m·d₁⋯d_k to its left, one of B's D = d₁⋯d_k. Its χ bounds the
+    Schmidt rank if the core with the rank index r lies on the other factor's side of it; else r runs past it, and the
+    bound is χ·r.
+    """
+    m, r = update.shape[0], update.rank
+    ranks = {}
+    for cores, start, cut_at_first in ((update.B, 1, False), (update.A, m, True)):
+        if isinstance(cores, torch.Tensor):
+            continue
+        carrier_first = cores[0].ndim == 3
+        beside = 1 if carrier_first == cut_at_first else r
+        for k in range(1, len(cores)):
+            D = start * prod(core.shape[-2] for core in cores[:k])
+            ranks[D] = cores[k - 1].shape[-1] * beside
+    return ranks
 
 
 def left_dims(dims: tuple[int, ...]) -> list[int]:

@@ -21,19 +21,28 @@ class Null:
 
 
 def gaussian_null(update: Update | tuple[int, int], *, rank=None, draws=8, seed=0, **options) -> Null:
-    """Profiles of Gaussian updates of the same shapes: factors where the update has factors, else a full matrix.
+    """Profiles of Gaussian updates of the same shapes: cores where the update has cores, factors where it has
+    factors, else a full matrix.
+
+    Contracted Gaussian cores are no Gaussian factor: their bonds hold no more than χ. Beside this null of an MPS, pass
+    its shape and rank for the one of a LoRA.
 
     Args:
         update: an update, or a shape (m, n) with an optional ``rank`` for factors.
         draws: how many; ``seed`` fixes them.
         options: ``sites``, ``alpha``, ``log_base`` of ``entanglement_profile``.
     """
-    if isinstance(update, (LoRAUpdate, MPSUpdate)):
-        rank = update.rank
     m, n = _shape_of(update)
     generator = _generator(draws, seed)
 
+    def gaussian(factor):
+        if isinstance(factor, Tensor):
+            return torch.randn(factor.shape, generator=generator)
+        return [gaussian(core) for core in factor]
+
     def draw():
+        if isinstance(update, (LoRAUpdate, MPSUpdate)):
+            return type(update)(gaussian(update.B), gaussian(update.A))
         if rank is None:
             return torch.randn(m, n, generator=generator)
         return LoRAUpdate(torch.randn(m, rank, generator=generator), torch.randn(rank, n, generator=generator))
