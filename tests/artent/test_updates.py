@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from artent import updates
 from artent.updates import LoRAUpdate, MPSUpdate, check_matrix, contract_cores
 
 
@@ -31,6 +32,25 @@ def test_cores_contract_as_the_sum_over_bonds(case):
     np.testing.assert_allclose(update.dense().numpy(), 2 * B.numpy() @ expected.T, rtol=1e-12)
     mirrored = MPSUpdate(cores, torch.randn(2, 6, dtype=torch.float64))
     assert (mirrored.shape, mirrored.rank) == ((length, 6), 2)
+    assert mirrored.factors()[0].shape == (length, 2)
+    half = MPSUpdate(B.bfloat16(), [core.bfloat16() for core in cores])
+    exact = MPSUpdate(half.B.double(), [core.double() for core in half.A])
+    assert half.dense().dtype == torch.bfloat16
+    assert all(torch.equal(*pair) for pair in zip(half.factors(torch.float64), exact.factors()))
+
+
+@pytest.mark.parametrize("case", CORES)
+def test_shapes_are_read_off_the_cores_without_contracting_them(case, monkeypatch):
+    shapes, _, length = CORES[case]
+    monkeypatch.setattr(updates, "contract", lambda *_: pytest.fail("contracted"))
+    cores = [torch.ones(shape) for shape in shapes]
+    update = MPSUpdate(cores, torch.ones(2, 6))
+    assert (update.shape, update.rank) == ((length, 6), 2)
+    chain, dense = update.chains
+    assert (chain.cores, chain.rank, chain.dimension) == (tuple(shapes), 2, length)
+    assert chain.bonds == tuple(shape[-1] for shape in shapes[:-1])
+    assert (dense.cores, dense.sites, dense.bonds) == (((2, 6),), (6,), ())
+    assert MPSUpdate(torch.ones(6, 2), cores).chains[0].cores == ((6, 2),)
 
 
 B, A = torch.ones(4, 2), torch.ones(2, 6)
