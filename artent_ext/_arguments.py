@@ -5,6 +5,8 @@ Everything people can get wrong is told in Python, once, before native code runs
 
 from __future__ import annotations
 
+import operator
+
 import torch
 from torch import Tensor
 from torch._C import _functorch
@@ -16,6 +18,18 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
     """float64 for float64 input, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def integer(name: str, value, expected: str = "an integer", hint: str = "") -> int:
+    """value as an int (or SymInt), numpy's integers included; TypeError for bools and all else."""
+    if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
+        return value
+    try:
+        if not isinstance(value, (bool, Tensor)):  # a tensor would wait for the device
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise TypeError(f"{name} must be {expected}, got {type(value).__name__}{hint}")
 
 
 def refuse_transforms(name: str, *tensors: Tensor | None) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import numbers
-import operator
 
 import torch
 from torch import Tensor
 
-from artent_ext._arguments import _FLOATS, is_static, refuse_transforms
+from artent_ext._arguments import _FLOATS, integer, is_static, refuse_transforms
 from artent_ext.operators import Operator
 
 
@@ -40,26 +39,10 @@ def _instead_of(A):
     return "; torch.as_tensor(A) makes an array one" if hasattr(A, "__array__") else ""
 
 
-def integer(name, value, expected="an integer"):
-    """value as an int (or SymInt), numpy's integers included; TypeError for bools and all else."""
-    if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
-        return value
-    try:
-        if not isinstance(value, (bool, Tensor)):  # a tensor would wait for the device
-            return operator.index(value)
-    except TypeError:
-        pass
-    hint = f"; for a relative error of {value:g} give tol={value:g}" if name == "rank" and _is_fraction(value) else ""
-    raise TypeError(f"{name} must be {expected}, got {type(value).__name__}{hint}")
-
-
-def _is_fraction(value):
-    return isinstance(value, numbers.Real) and 0 < value < 1
-
-
 def count(name, value):
     """A non-negative integer."""
-    value = integer(name, value)
+    fraction = name == "rank" and isinstance(value, numbers.Real) and 0 < value < 1
+    value = integer(name, value, hint=f"; for a relative error of {value:g} give tol={value:g}" if fraction else "")
     if value < 0:
         raise ValueError(f"{name} must be at least 0, got {value}")
     return value

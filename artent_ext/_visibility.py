@@ -6,13 +6,11 @@ through stride 0), and a diagonal. Structure (windows, packed texts, causal bias
 
 from __future__ import annotations
 
-import operator
-
 import torch
 from torch import Tensor
 from torch.nn.attention.bias import CausalBias, CausalVariant
 
-from artent_ext._arguments import _FLOATS, accumulator_dtype, is_static, on_device_of
+from artent_ext._arguments import _FLOATS, accumulator_dtype, integer, is_static, on_device_of
 
 
 def visibility(query, target, attn_mask, is_causal, key_range, cu_seqlens_q, cu_seqlens_k, window):
@@ -155,6 +153,7 @@ def _integers(x, query, name):
 
 
 _UNBOUNDED = 2**48
+_WINDOW = "an integer or a pair of integers (left, right)"
 
 
 def _window(window):
@@ -162,7 +161,7 @@ def _window(window):
     if window is None:
         return None, None
     if not isinstance(window, (tuple, list)):
-        size = _integer(window)
+        size = integer("window", window, _WINDOW)
         if size < 1:
             raise ValueError(
                 f"window must be at least 1 (a query's own position counts), got {size}; None is no window, "
@@ -171,22 +170,11 @@ def _window(window):
         return None if size > _UNBOUNDED else size - 1, 0
     if len(window) != 2:
         raise ValueError(f"window must be an integer or a pair (left, right), got {len(window)} numbers")
-    sides = [None if side is None else _integer(side) for side in window]
+    sides = [None if side is None else integer("window", side, _WINDOW) for side in window]
     if any(side is not None and side < -1 for side in sides):
         raise ValueError(f"window's sides must be at least 0, or -1 or None where there is no bound, got {window}")
     # A side as long as any text is no bound, and one more would leave int64: sys.maxsize is what people say for "all".
     return [None if side in (None, -1) or side >= _UNBOUNDED else side for side in sides]
-
-
-def _integer(x):
-    if isinstance(x, (int, torch.SymInt)) and not isinstance(x, bool):
-        return x
-    try:
-        if not isinstance(x, (bool, Tensor)):  # a tensor would wait for the device
-            return operator.index(x)
-    except TypeError:
-        pass
-    raise TypeError(f"window must be an integer or a pair of integers (left, right), got {type(x).__name__}")
 
 
 def _packed(query, queries, keys, cu_seqlens_q, cu_seqlens_k):

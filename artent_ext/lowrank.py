@@ -6,8 +6,8 @@ No ``from __future__ import annotations`` here: TorchScript, which torch's own f
 import torch
 from torch import Tensor
 
-from artent_ext._arguments import _FLOATS, refuse_transforms
-from artent_ext._rsvd_arguments import integer, may_look, raise_where_not_finite
+from artent_ext._arguments import _FLOATS, integer, refuse_transforms
+from artent_ext._rsvd_arguments import may_look, raise_where_not_finite
 from artent_ext.rsvd import rsvd
 
 __all__ = ["svd_lowrank"]

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn.attention.bias import CausalBias
 
+from artent_ext._arguments import integer
 from artent_ext._attention_arguments import attention_arguments, leading_shape
 from artent_ext._attention_operator import AttentionState
 from artent_ext._krylov import Estimate, State, estimate, from_matrix
-from artent_ext._rsvd_arguments import integer, seed_tensor
+from artent_ext._rsvd_arguments import seed_tensor
 from artent_ext._rsvd_ops import without_autocast
 
 __all__ = ["BondEntropies", "SpectralEntropy", "attention_bond_entropies", "attention_spectral_entropy"]
@@ -234,7 +235,7 @@ def _plan(rank, steps, seed, shape, query):
 
 def _sites(sites, rows, columns):
     if sites is None:
-        return _prime_factors(rows), _prime_factors(columns)
+        return prime_factors(rows), prime_factors(columns)
     try:
         row_sites, column_sites = (tuple(side) for side in sites)
     except (TypeError, ValueError):
@@ -249,8 +250,8 @@ def _sites(sites, rows, columns):
     return row_sites, column_sites
 
 
-def _prime_factors(n: int) -> tuple[int, ...]:
-    """Of n ≥ 1 with multiplicity, non-increasing; () for n ≤ 1."""
+def prime_factors(n: int) -> tuple[int, ...]:
+    """The prime factors of n ≥ 1 with multiplicity, non-increasing; () for n = 1."""
     factors, p = [], 2
     while p * p <= n:
         while n % p == 0:

@@ -4,16 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import log, prod
 
-
-def prime_factors(n: int) -> tuple[int, ...]:
-    """The prime factors of n ≥ 1 with multiplicity, non-increasing; () for n = 1."""
-    factors, p = [], 2
-    while p * p <= n:
-        while n % p == 0:
-            factors.append(p)
-            n //= p
-        p += 1
-    return tuple(sorted(factors + [n] * (n > 1), reverse=True))
+from artent_ext.spectral import prime_factors
 
 
 @dataclass(frozen=True)
