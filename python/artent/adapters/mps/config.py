@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import isfinite
+from math import inf
 from numbers import Real
 
 from peft import PeftConfig
 
 from artent.adapters.mps.peft_shim import PEFT_TYPE, SAVES_BIAS
 from artent.mps import CARRIERS
+from artent_ext._arguments import integer
 
 __all__ = ["MPSConfig"]
 
@@ -73,42 +74,44 @@ class MPSConfig(PeftConfig):
     def __post_init__(self):
         super().__post_init__()
         self.peft_type = PEFT_TYPE
-        for name in ("target_modules", "exclude_modules"):
-            if isinstance(getattr(self, name), list | tuple):
-                setattr(self, name, set(getattr(self, name)))
-        self.rank_pattern, self.alpha_pattern = dict(self.rank_pattern or {}), dict(self.alpha_pattern or {})
-        for name, r in {"r": self.r, **{f"rank_pattern[{k!r}]": v for k, v in self.rank_pattern.items()}}.items():
-            _check_whole(name, r, 1)
-        alphas = {f"alpha_pattern[{k!r}]": v for k, v in self.alpha_pattern.items()}
-        for name, alpha in {"lora_alpha": self.lora_alpha, **alphas}.items():
-            if isinstance(alpha, bool) or not isinstance(alpha, Real) or not (isfinite(alpha) and alpha > 0):
-                raise ValueError(f"{name}: expected a positive number, got {alpha!r}")
-        self.chi = _whole_or_many("chi", self.chi, 1)
-        if self.sites != "balanced":
-            if isinstance(self.sites, str):
-                raise ValueError(
-                    f"sites: expected 'balanced', a number of sites or the sites themselves, got {self.sites!r}"
-                )
-            self.sites = _whole_or_many("sites", self.sites, 2 if isinstance(self.sites, int) else 1)
-        count = {"balanced": 2}.get(self.sites, self.sites) if not isinstance(self.sites, tuple) else len(self.sites)
-        if count < 2:
-            raise ValueError(f"sites: a chain has at least two, got {self.sites}; a dense factor is LoRA's")
-        if isinstance(self.chi, tuple) and len(self.chi) != count - 1:
-            raise ValueError(f"chi: {count} sites have {count - 1} bonds, got {len(self.chi)}: {self.chi}")
-        _check_among("carrier", self.carrier, ("auto", *CARRIERS))
-        _check_among("tensorize", self.tensorize, TENSORIZED)
+        self._read_size()
+        self._read_chain()
+        self._read_targets()
         _check_among("bias", self.bias, BIASES)
         if self.bias != "none" and not SAVES_BIAS:
             raise ValueError(
                 f"bias: {self.bias!r} needs peft ≥ 0.21, as older ones train these biases and do not save them: leave"
                 " it at 'none'"
             )
-        if (
-            isinstance(self.lora_dropout, bool)
-            or not isinstance(self.lora_dropout, Real)
-            or not 0 <= self.lora_dropout < 1
-        ):
-            raise ValueError(f"lora_dropout: expected a probability in [0, 1), got {self.lora_dropout!r}")
+        self.lora_dropout = _number("lora_dropout", self.lora_dropout)
+        if not 0 <= self.lora_dropout < 1:
+            raise ValueError(f"lora_dropout: expected a probability in [0, 1), got {self.lora_dropout}")
+
+    def _read_size(self):
+        self.r, self.lora_alpha = _whole("r", self.r), _positive("lora_alpha", self.lora_alpha)
+        for name, read in (("rank_pattern", _whole), ("alpha_pattern", _positive)):
+            pattern = (getattr(self, name) or {}).items()
+            setattr(self, name, {key: read(f"{name}[{key!r}]", value) for key, value in pattern})
+
+    def _read_chain(self):
+        self.chi = _whole_or_many("chi", self.chi)
+        if isinstance(self.sites, str):
+            _check_among("sites, where it is a word,", self.sites, ("balanced",))
+            count = 2
+        else:
+            self.sites = _whole_or_many("sites", self.sites)
+            count = len(self.sites) if isinstance(self.sites, tuple) else self.sites
+        if count < 2:
+            raise ValueError(f"sites: a chain has at least two, got {self.sites}; LoRA has the dense factor")
+        if isinstance(self.chi, tuple) and len(self.chi) != count - 1:
+            raise ValueError(f"chi: {count} sites have {count - 1} bonds, got {len(self.chi)}: {self.chi}")
+        _check_among("carrier", self.carrier, ("auto", *CARRIERS))
+        _check_among("tensorize", self.tensorize, TENSORIZED)
+
+    def _read_targets(self):
+        for name in ("target_modules", "exclude_modules"):
+            if isinstance(getattr(self, name), list | tuple):
+                setattr(self, name, set(getattr(self, name)))
         if isinstance(self.target_modules, str) and self.target_modules != "all-linear":
             for name in ("layers_to_transform", "layers_pattern"):
                 if getattr(self, name) is not None:
@@ -119,23 +122,33 @@ class MPSConfig(PeftConfig):
             raise ValueError("layers_pattern: only with layers_to_transform, which is None")
 
 
-def _check_whole(name, value, least):
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: expected a whole number, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name}: expected at least {least}, got {value}")
+def _whole(name, value):
+    value = integer(name, value, "a whole number")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return value
 
 
-def _whole_or_many(name, value, least):
+def _whole_or_many(name, value):
     """``value`` checked, and a sequence of several (a list, when it comes from a file) as a tuple."""
-    many = isinstance(value, list | tuple)
-    for item in value if many else (value,):
-        _check_whole(name, item, least)
-    if many and not value:
-        raise ValueError(f"{name}: empty")
-    return tuple(value) if many else value
+    if isinstance(value, list | tuple):
+        return tuple(_whole(name, item) for item in value)
+    return _whole(name, value)
+
+
+def _number(name, value):
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    return value if isinstance(value, int) else float(value)
+
+
+def _positive(name, value):
+    value = _number(name, value)
+    if not 0 < value < inf:
+        raise ValueError(f"{name} must be a positive number, got {value}")
+    return value
 
 
 def _check_among(name, value, choices):
     if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
