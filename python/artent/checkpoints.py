@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from artent.peft_updates import adapted_layers, folder_updates, live_updates
+from artent.adapter_files import folder_updates
+from artent.peft_updates import adapted_layers, live_updates
 from artent.profile import entanglement_profile
 from artent.weights import differences, read_weights, unwrap
 
@@ -18,10 +19,11 @@ def weight_updates(model_or_path, base=None, *, targets=None):
 
     - A live model with PEFT layers gives its active adapters: ``LoRAUpdate`` factors (the parameters
       themselves, so a profile of them can be a loss term) for LoRA, rank and alpha patterns, rsLoRA and
-      several adapters at once; a dense merged − base matrix for DoRA and every other method that can be
-      merged, and for modules trained as a copy. ``base`` is needed only where the start changed the base
-      weights (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA).
-    - A LoRA adapter folder (``adapter_config.json`` with safetensors) gives factors likewise.
+      several adapters at once; ``MPSUpdate`` cores likewise for an MPS adapter (several at once: their
+      ``LoRAUpdate``); a dense merged − base matrix for DoRA and every other method that can be merged, and
+      for modules trained as a copy. ``base`` is needed only where the start changed the base weights
+      (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA).
+    - A folder of a LoRA or MPS adapter (``adapter_config.json`` with safetensors) gives factors likewise.
     - Any other model, state dict, ``.safetensors`` file or folder of them gives tuned − ``base``, dense, in
       float32 or better, for each 2-d floating-point weight; ``base`` is a model, a state dict or safetensors
       again. Tied weights come once.
@@ -35,9 +37,9 @@ def weight_updates(model_or_path, base=None, *, targets=None):
             or a regular expression for the whole name, as in PEFT's ``target_modules``.
 
     Yields:
-        (name, update): update a Tensor (m, n) or an ``artent.LoRAUpdate``. A weight that did not change has
-        no update and is left out; a ``UserWarning`` names such weights at the end where ``targets`` asked for
-        them, or where nothing changed at all.
+        (name, update): update a Tensor (m, n), an ``artent.LoRAUpdate`` or an ``artent.MPSUpdate``. A weight
+        that did not change has no update and is left out; a ``UserWarning`` names such weights at the end
+        where ``targets`` asked for them, or where nothing changed at all.
 
     Raises:
         ValueError: no ``base`` where one is needed, weights without a partner or of another shape, a target

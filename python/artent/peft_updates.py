@@ -1,28 +1,20 @@
-"""Weight updates of adapted models: live PEFT layers, and adapter folders that PEFT saved.
+"""Weight updates of live PEFT models.
 
-Where ΔW is a product of factors (LoRA with its rank and alpha patterns, rsLoRA, several active adapters) the
-factors are handed on as they are. For everything else ΔW = merged weight − base weight, one layer at a time:
-what a method calls its delta is not ΔW once magnitudes are learnt or the base was changed at the start
-(`docs/math.md §2`). PEFT is never imported here: a model without it has no such layers.
+Where ΔW is a product of factors (LoRA with its rank and alpha patterns, rsLoRA, several active adapters, and layers
+that offer ``weight_update(adapters)``, as the MPS adapter's do) the factors are handed on as they are. For everything
+else ΔW = merged weight − base weight, one layer at a time: what a method calls its delta is not ΔW once magnitudes
+are learnt or the base was changed at the start (`docs/math.md §2`). PEFT is never imported here: a model without it
+has no such layers.
 """
 
 import copy
-import json
-import re
 import sys
-from pathlib import Path
 
 import torch
 
-from artent.updates import LoRAUpdate
-from artent.weights import SafetensorsFiles, difference, module_name, select, unwrap
-
-# Starts that leave the base weight alone. PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA do not.
-_BASE_KEPT = (True, False, "gaussian", "eva", "orthogonal", "mica")
-_VARIANTS = (
-    *("use_dora", "velora_config", "monteclora_config", "use_bdlora", "arrow_config", "kasa_config"),
-    *("alora_invocation_tokens", "use_qalora", "target_parameters"),
-)
+from artent.adapter_files import BASE_KEPT, plain
+from artent.updates import LoRAUpdate, is_zero
+from artent.weights import difference, module_name, select, unwrap
 
 
 def adapted_layers(model):
@@ -39,7 +31,7 @@ def adapted_layers(model):
         outer = f"{name}."
         memory = frozenset(p.data_ptr() or id(p) for p in module.parameters())  # 0: nothing there to share
         if memory not in seen:
-            layers[_plain(name)] = module
+            layers[plain(name)] = module
             seen.add(memory)
     return layers
 
@@ -56,55 +48,17 @@ def live_updates(model, layers, base, targets):
         if hasattr(layer, "modules_to_save"):
             yield from _saved_whole(name, layer)
             continue
+        if hasattr(layer, "weight_update"):
+            update = layer.weight_update(layer.active_adapters)
+            yield name, None if update is None or is_zero(update) else update
+            continue
         starts = {getattr(configs.get(a), "init_lora_weights", True) for a in layer.active_adapters}
-        kept = starts <= set(_BASE_KEPT)
+        kept = starts <= set(BASE_KEPT)
         factors = _factors(layer)
         if factors and kept and not layer.lora_variant:
             yield name, _joined(factors)
         else:
             yield name, _merged_minus_base(name, layer, None if kept else starts, base)
-
-
-def folder_updates(path, base, targets):
-    """Yield (name, update or None) of an adapter folder (``adapter_config.json`` beside safetensors).
-
-    Modules saved whole (``modules_to_save``) are read where ``base`` (``Weights``) is given.
-    """
-    config = json.loads((Path(path) / "adapter_config.json").read_text())
-    start = config.get("init_lora_weights", True)
-    odd = [f"{key}={config[key]!r}" for key in _VARIANTS if config.get(key)]
-    odd += [f"init_lora_weights={start!r}"] * (start not in _BASE_KEPT)
-    odd += [f"peft_type={config.get('peft_type')!r}"] * (config.get("peft_type") != "LORA")
-    if odd:
-        raise ValueError(
-            f"{path}: the factors of this adapter are not its update ({', '.join(odd)}). Load it onto its "
-            "base model with PEFT and pass the live model (and base, where the start changed the base "
-            "weights)"
-        )
-    tensors = SafetensorsFiles(path, "model_or_path")
-    names = {}
-    for key in tensors:
-        if ".base_layer." in key:  # PEFT saves an adapted embedding's own weight along, unchanged
-            continue
-        name, factor = re.fullmatch(r"(.*?)(?:\.lora_(?:embedding_)?([AB])(?:\.weight)?)?", key).groups()
-        names.setdefault(module_name(_plain(name)), {})[factor] = key
-    if base is None:  # what was saved whole has nothing to be held against
-        names = {name: keys for name, keys in names.items() if None not in keys}
-    for name in select(names, targets, "adapted modules"):
-        keys = names[name]
-        if None in keys:
-            whole = tensors[keys[None]]
-            if whole.ndim == 2:
-                yield name, difference(name, whole, base.weight(name))
-            continue
-        if set(keys) != {"A", "B"}:
-            raise ValueError(f"{path}: {name} has one factor, {list(keys.values())}. Likely cause: a damaged file")
-        B, A = tensors[keys["B"]], tensors[keys["A"]]
-        r = len(A)
-        patterns = (config.get("alpha_pattern") or {}).items()
-        alpha = next((a for k, a in patterns if re.match(rf"(.*\.)?({k})$", name)), config["lora_alpha"])
-        scaling = alpha / (r**0.5 if config.get("use_rslora") else r)
-        yield name, _joined([(A.T, B.T, scaling) if "lora_embedding_A" in keys["A"] else (B, A, scaling)])
 
 
 def _factors(layer):
@@ -133,13 +87,8 @@ def _joined(factors):
     else:
         B = torch.cat([s * B for B, _, s in factors], dim=1)
         A, scaling = torch.cat([A for _, A, _ in factors]), 1.0
-    with torch.no_grad():
-        gram_B, gram_A = B.double().mT @ B.double(), A.double() @ A.double().mT
-        # ‖BA‖ against ‖B‖·‖A‖: an orthogonal start, which PEFT draws in float32, has BA = 0 to rounding only
-        # (up to 1.4 eps). NaN is not zero.
-        rounding = max(torch.finfo(A.dtype).eps, 4 * torch.finfo(torch.float32).eps)
-        zero = scaling == 0 or bool((gram_B * gram_A).sum() <= rounding**2 * gram_B.trace() * gram_A.trace())
-    return None if zero else LoRAUpdate(B, A, scaling)
+    update = LoRAUpdate(B, A, scaling) if scaling else None
+    return None if update is None or is_zero(update) else update
 
 
 def _saved_whole(name, layer):
@@ -186,9 +135,3 @@ def _merged_minus_base(name, layer, changed_by, base):
         raise ValueError(f"{kind}: its update is not one matrix, it cannot be merged ({error})") from error
     turned = type(layer.get_base_layer()).__name__ == "Conv1D"
     return difference(name, merged.get_base_layer().weight.detach(), before, turned)
-
-
-def _plain(name):
-    for part in ("_orig_mod.", "base_model.model.", ".token_adapter"):
-        name = name.replace(part, "")
-    return name

@@ -47,8 +47,9 @@ class LoRAUpdate:
         """The nominal rank r; the update's own may be lower."""
         return self.B.shape[1]
 
-    def factors(self) -> tuple[Tensor, Tensor]:
-        return self.B, self.A
+    def factors(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+        """B (m, r) and A (r, n), in ``dtype`` or their own."""
+        return self.B.to(dtype or self.B.dtype), self.A.to(dtype or self.A.dtype)
 
     def dense(self) -> Tensor:
         """ΔW as an m×n tensor."""
@@ -104,6 +105,18 @@ class MPSUpdate:
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 Update = Tensor | LoRAUpdate | MPSUpdate
+
+
+@torch.no_grad()
+def is_zero(update: LoRAUpdate | MPSUpdate) -> bool:
+    """Whether factors multiply to zero (B before the first step), told from their Gram matrices, r × r."""
+    B, A = update.factors(torch.float64)
+    gram_B, gram_A = B.mT @ B, A @ A.mT
+    # ‖BA‖ against ‖B‖·‖A‖: an orthogonal start, which PEFT draws in float32, has BA = 0 to rounding only
+    # (up to 1.4 eps). NaN is not zero.
+    given = update.A if isinstance(update.A, Tensor) else update.A[0]
+    rounding = max(torch.finfo(given.dtype).eps, 4 * torch.finfo(torch.float32).eps)
+    return bool((gram_B * gram_A).sum() <= rounding**2 * gram_B.trace() * gram_A.trace())
 
 
 def contract_cores(name: str, cores, dtype: torch.dtype | None = None) -> Tensor:

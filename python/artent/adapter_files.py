@@ -1,0 +1,154 @@
+"""Adapters as PEFT saves them, ``adapter_config.json`` beside safetensors, read without PEFT or a base model."""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from artent.updates import LoRAUpdate, MPSUpdate, is_zero
+from artent.weights import SafetensorsFiles, difference, module_name, select
+
+# Starts of LoRA that leave the base weight alone. PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA do not.
+BASE_KEPT = (True, False, "gaussian", "eva", "orthogonal", "mica")
+_VARIANTS = (
+    *("use_dora", "velora_config", "monteclora_config", "use_bdlora", "arrow_config", "kasa_config"),
+    *("alora_invocation_tokens", "use_qalora", "target_parameters"),
+)
+
+
+@dataclass(frozen=True)
+class Method:
+    """How one of PEFT's methods lies in a file.
+
+    Attributes:
+        key: matches the key of a factor's tensor; its groups are the module and "A" or "B".
+        update: B's and A's {key: tensor} of a module → its update, not yet scaled. Raises TypeError or ValueError
+            where they make none.
+        refused: configuration → what in it makes the update more than scaling · B · A.
+    """
+
+    key: re.Pattern
+    update: Callable
+    refused: Callable = lambda config: []
+
+
+class SavedAdapter:
+    """The configuration and the tensors of an adapter, by the keys that PEFT saves; ``where`` stands in messages.
+
+    Attributes:
+        modules: {name in the unwrapped model: {"A": keys, "B": keys}}.
+        others: {name: key} of what was saved beside factors, such as ``modules_to_save``.
+
+    Raises ValueError for methods and variants whose factors are not the update, and where there are no factors.
+    """
+
+    def __init__(self, where, config: dict, tensors: Mapping[str, Tensor]):
+        self.where, self.config, self.tensors = where, config, tensors
+        kind = config.get("peft_type")
+        self.method = METHODS.get(kind)
+        if odd := self.method.refused(config) if self.method else [f"peft_type={kind!r}"]:
+            raise ValueError(
+                f"{where}: the factors of this adapter are not its update ({', '.join(odd)}). Load it onto its "
+                "base model with PEFT and pass the live model (and base, where the start changed the base "
+                "weights)"
+            )
+        self.modules, self.others = {}, {}
+        for key in tensors:
+            if match := self.method.key.fullmatch(key):
+                module, factor = match.groups()
+                self.modules.setdefault(plain(module), {}).setdefault(factor, []).append(key)
+            elif ".base_layer." not in key:  # PEFT saves an adapted embedding's own weight along, unchanged
+                self.others[module_name(plain(key))] = key
+        if not self.modules:
+            raise ValueError(f"{where}: none of its {len(tensors)} tensors is a factor of {kind} ({_DAMAGED})")
+
+    def update(self, module: str) -> LoRAUpdate | MPSUpdate | None:
+        """The update of ``module``, zero or not; None where ``lora_alpha`` is zero. Raises ValueError, named."""
+        keys = self.modules[module]
+        if set(keys) != {"A", "B"}:
+            found = [key for factor in keys.values() for key in factor]
+            raise ValueError(f"{self.where}: {module} has one factor, {found} ({_DAMAGED})")
+        try:
+            update = self.method.update(*({key: self.tensors[key] for key in keys[factor]} for factor in "BA"))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{self.where}: {module}: {error} ({_DAMAGED}, or a layer that is not linear)") from error
+        patterns = (self.config.get("alpha_pattern") or {}).items()
+        alpha = next((a for k, a in patterns if re.match(rf"(.*\.)?({k})$", module)), self.config.get("lora_alpha"))
+        if alpha is None:
+            raise ValueError(f"{self.where}: its configuration has no lora_alpha ({_DAMAGED})")
+        scaling = alpha / (update.rank**0.5 if self.config.get("use_rslora") else update.rank)
+        return replace(update, scaling=scaling) if scaling else None
+
+
+def read_folder(path) -> SavedAdapter:
+    """The adapter in a folder. Raises ValueError for files that are damaged, and what ``SavedAdapter`` raises."""
+    file = Path(path) / "adapter_config.json"
+    try:
+        config = json.loads(file.read_text())
+        tensors = SafetensorsFiles(path, "model_or_path")
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: is not JSON, {error} ({_DAMAGED})") from error
+    except Exception as error:
+        if type(error).__name__ == "SafetensorError":  # whose module is imported where files are read only
+            raise ValueError(f"{path}: its safetensors cannot be read, {error} ({_DAMAGED})") from error
+        raise
+    return SavedAdapter(path, config, tensors)
+
+
+def folder_updates(path, base, targets):
+    """Yield (name, update or None) of an adapter folder (``adapter_config.json`` beside safetensors).
+
+    Modules saved whole (``modules_to_save``) are read where ``base`` (``Weights``) is given.
+    """
+    saved = read_folder(path)
+    others = {} if base is None else saved.others  # what was saved whole has to be held against something
+    for name in select([*saved.modules, *others], targets, "adapted modules"):
+        if name in saved.modules:
+            update = saved.update(name)
+            yield name, None if update is None or is_zero(update) else update
+        elif (whole := saved.tensors[others[name]]).ndim == 2:
+            yield name, difference(name, whole, base.weight(name))
+
+
+def plain(name: str) -> str:
+    """A module's name in the model that was wrapped."""
+    for part in ("_orig_mod.", "base_model.model.", ".token_adapter"):
+        name = name.replace(part, "")
+    return name
+
+
+_DAMAGED = "likely cause: a damaged file"
+
+
+def _lora_update(B, A):
+    (B,), ((key, A),) = B.values(), A.items()
+    return LoRAUpdate(A.T, B.T) if ".lora_embedding_A" in key else LoRAUpdate(B, A)  # tokens × features there
+
+
+def _lora_refused(config):
+    start = config.get("init_lora_weights", True)
+    odd = [f"{key}={config[key]!r}" for key in _VARIANTS if config.get(key)]
+    return odd + [f"init_lora_weights={start!r}"] * (start not in BASE_KEPT)
+
+
+def _mps_factor(tensors):
+    """A dense factor, or the cores of a chain in order, its carrier told by their shapes."""
+    parts = {key.rpartition(".")[2]: tensor for key, tensor in tensors.items()}
+    if set(parts) == {"weight"}:
+        return parts["weight"]
+    cores = [f"core_{k}" for k in range(len(parts))]
+    if missing := sorted(set(cores) - set(parts)):
+        raise ValueError(f"{missing[0]} is missing beside {', '.join(sorted(tensors))}")
+    return [parts[core] for core in cores]
+
+
+METHODS = {
+    "LORA": Method(re.compile(r"(.*)\.lora_(?:embedding_)?([AB])(?:\.weight)?"), _lora_update, _lora_refused),
+    "ARTENT_MPS": Method(
+        re.compile(r"(.*)\.artent_mps_([AB])\.(?:core_\d+|weight)"),
+        lambda B, A: MPSUpdate(_mps_factor(B), _mps_factor(A)),
+    ),
+}
