@@ -70,11 +70,13 @@ def _open(ctx, x, cores, backward):
     """The tokens as rows in the dtype computed in, and both factors in blocks."""
     _, dtype, *shapes = ctx.given
     rows = x.reshape(-1, shapes[0].dimension).to(dtype)
-    count, tokens = len(shapes[0].sites), len(rows)
-    if torch.compiler.is_compiling():
-        tokens = _MANY_TOKENS
+    if torch.compiler.is_compiling():  # which does not see through the cache, and may not know how many tokens
+        sizes = [_cheapest(shape, _MANY_TOKENS, backward) for shape in shapes]
+    else:
+        sizes = [grouping(shape, len(rows), backward) for shape in shapes]
+    count = len(shapes[0].sites)
     parts = cores[:count], cores[count:]
-    return rows, [_Blocks(s, part, dtype, grouping(s, tokens, backward)) for s, part in zip(shapes, parts)]
+    return rows, [_Blocks(shape, part, dtype, size) for shape, part, size in zip(shapes, parts, sizes)]
 
 
 class _Blocks:
@@ -144,10 +146,18 @@ def grouping(shape: MPSShape, tokens: int, backward: bool) -> tuple[int, ...]:
     Cost counts multiply-adds and what moving the states between blocks takes. Of the 2^(K−1) groupings the first of
     the cheapest is taken; the whole factor as one block is tried first.
     """
-    count = len(shape.sites)
-    cuts = (c for parts in range(count) for c in combinations(range(1, count), parts))
-    groupings = [tuple(b - a for a, b in zip((0, *cut), (*cut, count))) for cut in cuts]
-    return min(groupings, key=lambda sizes: _cost(shape, tokens, backward, sizes))
+    return _cheapest(shape, tokens, backward)
+
+
+def _cheapest(shape, tokens, backward):
+    count, best, least = len(shape.sites), None, None
+    for parts in range(count):
+        for cut in combinations(range(1, count), parts):
+            sizes = tuple(b - a for a, b in pairwise((0, *cut, count)))
+            cost = _cost(shape, tokens, backward, sizes)
+            if best is None or cost < least:
+                best, least = sizes, cost
+    return best
 
 
 def _cost(shape: MPSShape, tokens: int, backward: bool, sizes: tuple[int, ...]) -> int:
