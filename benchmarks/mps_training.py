@@ -5,6 +5,7 @@
 The projections W_Q and W_V of a Llama-3.2-1B layer (2048 → 2048 and 2048 → 512) beside frozen weights, in float32: a
 step is forward, backward into the input as inside a model, and AdamW of the adapters. Before anything is timed both
 hold the same ΔW, and their outputs and input gradients are compared. The floor is the same step without adapters.
+What is kept (parameters, optimizer state, what autograd saves) is told for a bfloat16 base too, adapters in float32.
 """
 
 import argparse
@@ -37,8 +38,8 @@ class Training:
     def __init__(self, config, x):
         torch.manual_seed(0)
         self.x = x
-        base = Projections().requires_grad_(False)
-        self.above = [torch.randn(len(x), width) / width for width in WIDTHS.values()]
+        base = Projections().requires_grad_(False).to(x.dtype)
+        self.above = [torch.randn(len(x), width).to(x.dtype) / width for width in WIDTHS.values()]
         self.model = get_peft_model(base, config) if config else base
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=1e-5) if config else None
@@ -102,12 +103,17 @@ def measure(rank, tokens, rounds, force):
     torch.manual_seed(1)
     x = torch.randn(tokens, D, requires_grad=True)
     targets = list(WIDTHS)
-    lora = Training(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets), x)
-    mps = Training(artent.MPSConfig(r=rank, lora_alpha=2 * rank, chi=CHI, target_modules=targets), x)
+    configs = {
+        "lora": LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets),
+        "mps": artent.MPSConfig(r=rank, lora_alpha=2 * rank, chi=CHI, target_modules=targets),
+    }
+    half = x.detach().bfloat16().requires_grad_()
+    kept_half = {name: Training(config, half).kept_bytes() for name, config in configs.items()}
+    lora, mps = (Training(config, x) for config in configs.values())
     write_the_same(mps, lora)
     difference = worst_difference(mps, lora)
     assert difference < 1e-4, f"outputs or gradients differ by {difference}"
-    kept = {name: rival.kept_bytes() for name, rival in (("lora", lora), ("mps", mps))}
+    kept = {"lora": lora.kept_bytes(), "mps": mps.kept_bytes()}
     rivals = {"lora": lora.step, "mps": mps.step, "frozen": Training(None, x).step}
     took, disturbed = undisturbed(partial(alternate, rivals, rounds, burst), tries=1 if force else 10)
     if no := refusal(disturbed, f"r {rank}, {tokens} tokens", force):
@@ -122,6 +128,7 @@ def measure(rank, tokens, rounds, force):
         **{f"{name}_s": median(times) for name, times in took.items()},
         "of_lora": of_lora, "step_met": of_lora <= STEP_TARGET,
         "kept_bytes": kept, "memory_of_lora": memory, "memory_met": memory <= MEMORY_TARGET,
+        "kept_bytes_bfloat16_base": kept_half, "memory_of_lora_bfloat16_base": kept_half["mps"] / kept_half["lora"],
         "difference": difference, "disturbed": disturbed,
     }  # fmt: skip
 
@@ -129,7 +136,8 @@ def measure(rank, tokens, rounds, force):
 def told(row):
     over = f"{row['mps_s'] / row['frozen_s']:.2f} (LoRA {row['lora_s'] / row['frozen_s']:.2f})"
     counts = "{mps:,} of {lora:,}".format(**row["parameters"])
-    return f"{row['of_lora']:.3f} (≤ {STEP_TARGET})  {over}  {row['memory_of_lora']:.3f} (≤ {MEMORY_TARGET})  {counts}"
+    kept = f"{row['memory_of_lora']:.3f} (≤ {MEMORY_TARGET}), {row['memory_of_lora_bfloat16_base']:.3f} in bfloat16"
+    return f"{row['of_lora']:.3f} (≤ {STEP_TARGET})  {over}  {kept}  {counts}"
 
 
 def burst(function):
