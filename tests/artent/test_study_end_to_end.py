@@ -1,6 +1,7 @@
 """The smoke study as a user runs it: its records, its report, and going on after a kill."""
 
 import json
+import math
 import re
 import shutil
 
@@ -8,9 +9,12 @@ import pytest
 from artent.cli import main
 from artent.records import read_records
 from artent.study import figures
+from artent.study.config import CONFIGS
 from artent.study.report import findings_of, render, write_report
-from artent.study.store import BASE, current_records
+from artent.study.store import BASE, current_records, stage_of
 from artent.study.summary import Summary
+
+NAMES = ("full-ft", "lora-r2", "mps-r2")
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +30,12 @@ def records(study):
 
 
 def stages(records, kind):
-    return [(r["method"], r["seed"]) for r in records if r["kind"] == kind]
+    return [stage_of(r) for r in records if r["kind"] == kind]
 
 
 def test_every_stage_is_recorded_once(records):
-    wanted = [(BASE, 0), ("full-ft", 0), ("lora-r2", 0), ("full-ft", 1), ("lora-r2", 1)]
+    wanted = [(BASE, 0), *((name, seed) for seed in (0, 1) for name in NAMES)]
+    wanted += [(name, 0, factor) for name in NAMES for factor in CONFIGS["smoke"].sweep]
     assert stages(records, "start") == stages(records, "done") == wanted
     assert records[0]["kind"] == "setup"
     assert {"torch", "transformers", "peft", "python", "artent"} <= records[0]["versions"].keys()
@@ -48,15 +53,47 @@ def test_measurements_cover_modules_steps_and_lengths(records):
     assert len(summary.growth_nulls) == 3
 
 
-def test_lora_respects_its_rank_bound(records):
+def test_adapters_respect_their_rank_bound(records):
     excesses = Summary(records).bound_excesses()
-    assert len(excesses) == 2 * 4 * 2
+    assert len(excesses) == 2 * 2 * 4 * 2  # methods, seeds, modules, steps
     assert max(excesses) < 1e-6
+
+
+def test_the_chain_of_an_mps_narrows_its_bound_and_its_null(records):
+    """r = χ = 2 on sites (4, 8): at the bond behind the first site no more than ln χ, where LoRA may have ln 8."""
+    summary = Summary(records)
+    run, lora = ("mps-r2", 0), ("lora-r2", 0)
+    for module, null in summary.nulls[run].items():
+        at = summary.last(run, module).cut - 1 + 2
+        assert null["bound"][at] == pytest.approx(math.log(2))
+        assert summary.nulls[lora][module]["bound"][at] == pytest.approx(math.log(8))
+        assert null["gaussian"][at] < math.log(2) < summary.nulls[lora][module]["gaussian"][at]
+    S, bound = summary.core_bond("mps-r2")
+    assert 0 < S < bound == pytest.approx(math.log(2))
+    assert summary.core_bond("lora-r2") is None
+
+
+def test_the_sweep_holds_the_runs_own_rate_and_the_others(records):
+    summary = Summary(records)
+    for method in summary.methods:
+        factors = (*CONFIGS["smoke"].sweep, 1.0)
+        assert set(summary.swept[method.name]) == {method.learning_rate * factor for factor in factors}
+        own = summary.swept[method.name][method.learning_rate]
+        assert own == summary.losses[(method.name, 0)]["new"][-1][1]
+        assert len(set(summary.swept[method.name].values())) == 3
+    kinds = [r["kind"] for r in records if "factor" in r]
+    assert set(kinds) == {"start", "sweep", "done"}  # the loss, and no measurement beside it
+
+
+def test_parameters_are_told(study, records):
+    counts = Summary(records).parameters
+    assert counts["lora-r2"] - counts["mps-r2"] == 4 * (2 * 32 - (2 * 4 * 2 + 2 * 8))  # A alone differs
+    assert f"{counts['mps-r2']:,}" in (study / "report.html").read_text()
 
 
 def test_data_order_and_adapter_follow_the_seed(records):
     losses = Summary(records).losses
-    for method in ("full-ft", "lora-r2"):
+    for method in NAMES:
         assert losses[(method, 0)]["new"][0] == losses[(method, 1)]["new"][0]  # one base model
         assert losses[(method, 0)]["new"][-1] != losses[(method, 1)]["new"][-1]
 
@@ -80,33 +117,48 @@ def test_report_tells_its_findings_and_draws_every_chart(study, records):
     for found in findings_of(summary):
         assert found.claim.replace("'", "&#x27;") in page
     assert "not enough data: 2 seeds a method" in page
-    assert {path.stem for path in (study / "figures").glob("*.png")} >= set(figures.charts(summary))
+    drawn = {path.stem for path in (study / "figures").glob("*.png")}
+    assert drawn == {*figures.charts(summary), *(f"profile-{name}" for name in NAMES)}
+    assert {"sweep", "ratios"} <= drawn
+    for label in summary.labels.values():
+        assert label in page[page.index('class="lead"') : page.index("</p>", page.index('class="lead"'))]
+        assert all(label in {s["name"] for s in chart["series"]} for chart in in_methods(figures.charts(summary)))
 
 
-@pytest.mark.parametrize("share", [0.5, 0.7, 0.9])
+def in_methods(charts):
+    """The charts with a line a method."""
+    return [charts[name] for name in ("growth", "loss-new", "loss-old", "steps-cut", "steps-valley", "sweep")]
+
+
+@pytest.mark.parametrize("share", [0.4, 0.6, 0.8])
 def test_a_cut_study_is_reported_as_far_as_it_goes(study, tmp_path, share):
     lines = (study / "results.jsonl").read_bytes()
-    (tmp_path / "results.jsonl").write_bytes(lines[: int(share * len(lines))])
+    sweep = lines.index(b'"factor"')
+    (tmp_path / "results.jsonl").write_bytes(lines[: int(share * sweep)])
     summary = Summary(read_records(tmp_path / "results.jsonl"))
-    missing = 4 - len(summary.runs)
-    assert 0 < missing < 4
-    assert f"{missing} of 4 fine-tunings are still missing" in render(summary, figures.charts(summary))
+    missing = 6 - len(summary.runs)
+    assert 0 < missing < 6
+    page = render(summary, figures.charts(summary))
+    assert f"{missing} of 6 fine-tunings are still missing" in page
+    assert "6 of 6 runs of the learning-rate sweep are still missing" in page
+    assert "sweep" not in figures.charts(summary)
 
 
 def test_a_killed_study_goes_on_and_ends_alike(study, records, tmp_path):
-    """Cut anywhere in the file is what a kill leaves. Here: in the middle of the last stage."""
+    """Cut anywhere in the file is what a kill leaves. Here: in the middle of the last fine-tuning."""
     killed = tmp_path / "killed"
     shutil.copytree(study, killed)
     content = (killed / "results.jsonl").read_bytes()
-    last_start = content.rindex(b'"kind": "start"')
-    (killed / "results.jsonl").write_bytes(content[: (last_start + content.rindex(b'"kind": "done"')) // 2])
+    start, done = (content.rindex(b'"mps-r2", "seed": 1, "kind": "%s"' % kind) for kind in (b"start", b"done"))
+    (killed / "results.jsonl").write_bytes(content[: (start + done) // 2])
     weights = (killed / "base.safetensors").stat().st_mtime_ns
 
     assert main(["study", "--config", "smoke", "--out", str(killed), "--resume"]) == 0
 
     after = read_records(killed / "results.jsonl")
     assert (killed / "base.safetensors").stat().st_mtime_ns == weights
-    assert stages(after, "start") == [*stages(records, "start"), ("lora-r2", 1)]
+    run, swept = stages(records, "start")[:7], stages(records, "start")[7:]
+    assert stages(after, "start") == [*run, ("mps-r2", 1), *swept]
     assert stages(after, "done") == stages(records, "done")
 
     def measured(these):
@@ -152,6 +204,6 @@ def test_report_command_prints_the_page(study, capsys):
     assert main(["report", str(study)]) == 0
     *claims, last = capsys.readouterr().out.strip().splitlines()
     assert last == f"Report: {study / 'report.html'}"
-    assert len(claims) == 8
+    assert len(claims) == 11
     assert all(claim.startswith("- ") and claim.endswith(")") for claim in claims)
     assert write_report(study, draw_figures=False) == study / "report.html"

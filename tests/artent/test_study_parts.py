@@ -2,10 +2,11 @@
 
 import math
 
+import artent
 import pytest
 import torch
 from artent.records import RecordWriter, read_records
-from artent.study import corpus, nohair, nulls
+from artent.study import corpus, finetune, nohair, nulls
 from artent.study.config import CONFIGS, Method, StudyConfig, named_config
 from artent.study.store import BASE, Store, current_records
 
@@ -33,7 +34,11 @@ def test_seeds_are_outermost_so_that_a_cut_study_compares_methods():
         ({"lengths": (8, 64)}, "context of 32"),
         ({"lengths": (8,)}, "at least two"),
         ({"seeds": ()}, "seeds must be distinct"),
-        ({"methods": (Method(2, 1.0), Method(2, 1.0))}, "methods must be distinct"),
+        ({"methods": (Method("mps", 1.0, 2, 4), Method("mps", 0.1, 2, 8))}, "methods must be distinct.*mps-r2, mps-r2"),
+        ({"targets": ()}, "targets must be distinct and not empty"),
+        ({"sweep": (0.1, 1.0)}, "sweep must be distinct factors"),
+        ({"sweep": (0.1, 0.1)}, "sweep must be distinct factors"),
+        ({"sweep": (0.0,)}, "sweep must be distinct factors"),
     ],
 )
 def test_configuration_refuses(change, words):
@@ -42,7 +47,68 @@ def test_configuration_refuses(change, words):
         StudyConfig(**values)
 
 
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (("dora", 1.0, 4), "kind must be one of full-ft, lora, mps"),
+        (("lora", 1.0), "rank of lora must be at least 1, but it is None"),
+        (("mps", 1.0, 4), "chi of mps must be at least 1"),
+        (("mps", 1.0, 4, 0), "chi of mps must be at least 1"),
+        (("lora", 1.0, 4, 2), "chi of lora must be None"),
+        (("full-ft", 1.0, 4), "rank of full-ft must be None"),
+    ],
+)
+def test_methods_refuse(values, words):
+    with pytest.raises(ValueError, match=words):
+        Method(*values)
+
+
+def test_records_from_before_there_were_kinds_and_sweeps_are_read():
+    old = SMOKE.to_dict()
+    old["methods"] = [{"rank": None, "learning_rate": 1e-3}, {"rank": 4, "learning_rate": 1e-2}]
+    del old["sweep"]
+    config = StudyConfig.from_dict(old)
+    assert config.methods == (Method("full-ft", 1e-3), Method("lora", 1e-2, rank=4))
+    assert [m.name for m in config.methods] == ["full-ft", "lora-r4"]
+    assert config.sweeps == []
+
+
+def test_the_sweep_is_every_method_at_other_rates_with_one_seed():
+    sweeps = [(method.name, seed, factor) for method, seed, factor in SMOKE.sweeps]
+    low, high = SMOKE.sweep
+    assert low * high == pytest.approx(1)
+    assert sweeps == [(name, 0, f) for name in ("full-ft", "lora-r2", "mps-r2") for f in (low, high)]
+
+
+def test_the_quick_study_compares_an_mps_with_lora_of_its_rank_at_fewer_parameters():
+    """Counted on PEFT's own layers: the chain must be smaller than the factor that it replaces, and below full χ."""
+    config = CONFIGS["quick"]
+    mps = next(m for m in config.methods if m.kind == "mps")
+    lora = next(m for m in config.methods if m.kind == "lora" and m.rank == mps.rank)
+    factors = {}
+    for method in (lora, mps):
+        model = finetune.adapt(finetune.untrained(config), method, config.targets, 0)
+        updates = dict(artent.weight_updates(perturbed(model)))
+        factors[method.kind] = updates
+        assert all(name.endswith(config.targets) for name in updates)
+    assert len(factors["mps"]) == len(factors["lora"]) == config.layers * len(config.targets)
+    for name, update in factors["mps"].items():
+        assert sum(core.numel() for core in update.A) < 0.6 * factors["lora"][name].A.numel()
+        assert update.A[0].shape[-1] == mps.chi < max(update.A[-1].shape)
+
+
+def perturbed(model):
+    """Adapters whose B is no longer zero, so that they have an update."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_()
+    return model
+
+
 def test_overrides_read_the_type_they_replace():
+    assert SMOKE.override(["sweep=0.5,2"]).sweep == (0.5, 2.0)
+    assert SMOKE.override(["sweep="]).sweeps == []
     changed = SMOKE.override(["tune_steps=7", "seeds=0,1,2", "pretrain_lr=1e-4", "targets=q_proj"])
     assert (changed.tune_steps, changed.seeds, changed.pretrain_lr, changed.targets) == (
         7,
@@ -151,6 +217,19 @@ def test_a_later_start_supersedes_what_a_kill_left():
         {**stage, "kind": "loss", "loss": 2},
     ]
     assert current_records(records) == [{"kind": "setup"}, other, {**stage, "kind": "loss", "loss": 2}]
+
+
+def test_stages_of_the_sweep_are_their_own():
+    run, swept = {"method": "lora-r4", "seed": 0}, {"method": "lora-r4", "seed": 0, "factor": 0.5}
+    records = [
+        {**run, "kind": "start"},
+        {**run, "kind": "loss", "loss": 1},
+        {**swept, "kind": "start"},
+        {**swept, "kind": "sweep", "loss": 2},
+        {**swept, "kind": "start"},
+        {**swept, "kind": "sweep", "loss": 3},
+    ]
+    assert current_records(records) == [{**run, "kind": "loss", "loss": 1}, {**swept, "kind": "sweep", "loss": 3}]
 
 
 def test_a_folder_in_use_wants_resume(tmp_path):

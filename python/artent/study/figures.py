@@ -6,13 +6,14 @@ Colours are names: ``m0``, ``m1``, … for the methods in order, ``ink``, ``null
 
 from __future__ import annotations
 
+from math import isfinite
 from statistics import fmean
 
 import torch
 
 from artent.study import nohair
 
-__all__ = ["charts", "module_label", "profile_explorer"]
+__all__ = ["charts", "colour", "module_label"]
 
 DASHES = ("7 4", "2 4", "9 3 2 3", "4 2")
 
@@ -31,8 +32,8 @@ def charts(s):
         "steps-external": _external_over_steps(s),
         "distances": _distances(s),
     }
-    ratios = _ratios(s)
-    return made if ratios is None else {**made, "ratios": ratios}
+    made |= {"ratios": _ratios(s), "sweep": _sweep(s)}
+    return {name: chart for name, chart in made.items() if chart is not None}
 
 
 def module_label(name):
@@ -42,7 +43,7 @@ def module_label(name):
     return f"layer {layer}, W_{parts[-1].removesuffix('_proj').upper()}"
 
 
-def _colour(s, method):
+def colour(s, method):
     return f"m{[m.name for m in s.methods].index(method) % 6}"
 
 
@@ -55,7 +56,7 @@ def _growth(s):
     series.append(_line("untrained model", "other", lengths, untrained, dash="7 4"))
     for m in s.methods:
         mean = torch.stack([s.s_ext[(m.name, seed)] for seed in s.seeds(m.name)]).mean((0, 2, 3, 4))
-        series.append(_line(m.label, _colour(s, m.name), lengths, mean.tolist(), dots=True))
+        series.append(_line(m.label, colour(s, m.name), lengths, mean.tolist(), dots=True))
     per_text = s.s_ext["base"].mean((1, 3))  # (lengths, texts)
     series.append(_line("base model", "ink", lengths, per_text.mean(1).tolist(), width=2.5, dots=True))
     band = {
@@ -81,7 +82,7 @@ def _exponents(s):
 
     rows = [row("base model", "ink", s.fits["base"])]
     rows += [
-        row(f"{s.labels[m]}, seed {seed}", _colour(s, m), s.fits[(m, seed)]) for m in s.labels for seed in s.seeds(m)
+        row(f"{s.labels[m]}, seed {seed}", colour(s, m), s.fits[(m, seed)]) for m in s.labels for seed in s.seeds(m)
     ]
     rows += [row("untrained model", "other", s.fits["untrained"])]
     rows += [row(name, "null", s.fits[name]) for name in s.growth_nulls]
@@ -115,7 +116,7 @@ def _strip(s, values, y, x, label):
         points = values[(method, seed)]
         name = f"{s.labels[method]}, seed {seed}"
         style = {"width": 0, "dots": True, "shift": i - (len(s.runs) - 1) / 2}  # a pixel apart, none hides another
-        series.append(_line(name, _colour(s, method), range(1, len(points) + 1), points, **style))
+        series.append(_line(name, colour(s, method), range(1, len(points) + 1), points, **style))
     return {
         "type": "lines",
         "label": f"{label}, every run over the others: apart by colour means that methods tell.",
@@ -132,7 +133,32 @@ def _losses(s, text, name):
         f"loss on {name}, nats a byte",
         f"Held-out loss on {name} over steps, by method.",
         low=None,
+        digits=3,
     )
+
+
+def _sweep(s):
+    """Held-out loss against the learning rate, a line a method; None without a sweep."""
+    series = []
+    for m in s.methods:
+        points = sorted([rate, loss] for rate, loss in s.swept[m.name].items() if isfinite(loss))
+        series.append({"name": m.label, "color": colour(s, m.name), "points": points, "width": 2.25, "dots": True})
+    rates = [rate for one in series for rate, _ in one["points"]]
+    if not rates:
+        return None
+    ticks = [digit * 10.0**power for power in range(-9, 3) for digit in (1, 3)]
+    return {
+        "type": "lines",
+        "label": "Held-out loss on the new text at the end against the learning rate, by method.",
+        "x": {
+            "title": "learning rate (logarithmic)",
+            "short": "rate",
+            "kind": "log",
+            "ticks": [tick for tick in ticks if 0.99 * min(rates) <= tick <= 1.01 * max(rates)],
+        },
+        "y": {"title": "loss on the new text, nats a byte", "digits": 3},
+        "series": series,
+    }
 
 
 def _over_steps(s, quantity, title):
@@ -151,22 +177,22 @@ def _external_over_steps(s):
     return _runs_over_steps(s, lambda run: s.over_steps[run], title, f"{title}, over steps, by method.", low=None)
 
 
-def _runs_over_steps(s, points, title, label, low=0):
+def _runs_over_steps(s, points, title, label, low=0, digits=None):
     """A line a method, the mean over its seeds, with the seeds behind it."""
     series = []
     for m in s.methods:
         runs = [points((m.name, seed)) for seed in s.seeds(m.name)]
-        color = _colour(s, m.name)
+        color = colour(s, m.name)
         for run in runs if len(runs) > 1 else ():
             series.append({"name": "", "color": color, "points": run, "width": 1.5, "faint": True})
         mean = [(at[0][0], fmean(value for _, value in at)) for at in zip(*runs)]
         series.append({"name": m.label, "color": color, "points": mean, "width": 2.25, "dots": True})
-    y = {"title": title} if low is None else {"title": title, "min": low}
+    y = {"title": title, "min": low, "digits": digits}
     return {
         "type": "lines",
         "label": label,
         "x": {"title": "step", "ticks": [step for step, _ in mean]},
-        "y": y,
+        "y": {key: value for key, value in y.items() if value is not None},
         "series": series,
     }
 
@@ -208,7 +234,7 @@ def _distances(s):
         rows += [("two seeds", "ink", ratio[2]), ("two methods", "ink", ratio[1])]
     for m in s.methods:
         each = [nohair.rms_change(at_full[(m.name, seed)], at_full["base"]) for seed in s.seeds(m.name)]
-        rows.append((f"{m.label} and base", _colour(s, m.name), torch.stack(each).mean(0)))
+        rows.append((f"{m.label} and base", colour(s, m.name), torch.stack(each).mean(0)))
     rows.append(("untrained and base", "other", nohair.rms_change(at_full["untrained"], at_full["base"])))
     rows = [{"name": n, "color": c, "value": v.median().item(), "points": v.tolist()} for n, c, v in rows]
     return {
@@ -225,50 +251,3 @@ def _distances(s):
 
 def _line(name, color, x, y, **style):
     return {"name": name, "color": color, "points": list(map(list, zip(x, y))), **style}
-
-
-def profile_explorer(s):
-    """What the page's explorer needs: for every module and method, profiles over steps and their nulls."""
-    first = s.runs[0]
-    steps = sorted({step for run in s.runs for module in s.profiles[run].values() for step in module})
-    chosen = {}
-    for module in sorted(s.profiles[first]):
-        methods = {m.name: _explored(s, m, module, steps) for m in s.methods}
-        chosen[module_label(module)] = {"cut": s.last(first, module).cut, "methods": methods}
-    return {
-        "methods": [{"key": m.name, "label": m.label, "color": _colour(s, m.name)} for m in s.methods],
-        "steps": steps,
-        "profiles": chosen,
-    }
-
-
-def _explored(s, m, module, steps):
-    seeds = s.seeds(m.name)
-    last, null = s.last((m.name, seeds[0]), module), s.nulls[(m.name, seeds[0])][module]
-    seen = []
-    for step in steps:
-        at = [s.profiles[(m.name, seed)][module].get(step) for seed in seeds]
-        seen.append(
-            {
-                "entropy": [p.entropy.tolist() for p in at],
-                "effective": fmean(float(p.effective_rank) for p in at),
-                "depth": fmean(float(p.valley_depth) for p in at),
-                **({"haar": null["haar"]} if step == steps[-1] else {}),
-            }
-            if None not in at
-            else None
-        )
-    gaussian, spread = null["gaussian"], null["gaussian_spread"]
-    return {
-        "seeds": seeds,
-        "rank": last.rank or min(last.shape),
-        "steps": seen,
-        "nulls": {
-            "bound": null["bound"],
-            "line": null["line"],
-            "line_name": "Page's line" if last.rank is None else "LoRA line",
-            "gaussian": gaussian,
-            "gaussian_band": [[g - 2 * d, g + 2 * d] for g, d in zip(gaussian, spread)],
-            "depth": max(gaussian) - gaussian[last.cut - 1],
-        },
-    }

@@ -7,8 +7,27 @@ whether this study shows the same, and where the data cannot decide, that.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
+from statistics import fmean
+from typing import NamedTuple
 
-__all__ = ["Finding", "attention_drift", "growth", "learning", "no_hair", "off_cut", "rank_bound", "rank_use", "valley"]
+from artent.study.nohair import SEEDS_NEEDED
+
+__all__ = [
+    "Finding",
+    "Trained",
+    "attention_drift",
+    "chain_valley",
+    "equal_rank",
+    "growth",
+    "learning",
+    "learning_rates",
+    "no_hair",
+    "off_cut",
+    "rank_bound",
+    "rank_use",
+    "valley",
+]
 
 SAME, OTHER, OPEN, FAULT, OURS = "as in the paper", "not as in the paper", "not enough data", "fault", "measured here"
 SHALLOW = 0.05  # nats: a dip smaller than this is no valley
@@ -25,6 +44,19 @@ class Finding:
     standing: str
 
 
+class Trained(NamedTuple):
+    """What a method reached: its held-out loss of every seed, nats a byte, and what it took.
+
+    ``parameters`` and ``at_best`` (whether its learning rate is the best of its sweep) are None where not known.
+    """
+
+    label: str
+    losses: list[float]
+    rate: float
+    parameters: int | None = None
+    at_best: bool | None = None
+
+
 def learning(losses):
     """``losses``: ``{label: (start, end, old_start, old_end)}``, held-out nats a byte on the new and the old text."""
     idle = [label for label, (start, end, *_) in losses.items() if end > start - 0.02]
@@ -39,18 +71,69 @@ def learning(losses):
     return Finding(claim, f"Held-out loss on it, nats a byte: {told}.", OURS)
 
 
-def rank_bound(excesses):
-    """``excesses``: the largest S(l) − bound(l) of every LoRA profile, in nats."""
+def learning_rates(swept):
+    """``swept``: ``{label: (own rate, {rate: held-out loss})}``, nats a byte; a loss may be NaN or infinite."""
+    told, elsewhere = [], []
+    for label, (own, losses) in swept.items():
+        finite = {rate: loss for rate, loss in losses.items() if isfinite(loss)}
+        best = min(finite, key=finite.get, default=own)
+        row = ", ".join(f"{losses[rate]:.3f} at {rate:.2g}" for rate in sorted(losses))
+        told.append(f"{label}: {row}")
+        if best != own:
+            elsewhere.append(label)
+    if elsewhere:
+        claim = f"{_list(elsewhere)} did better at another learning rate than the study's"
+    else:
+        claim = "Every method ran at the best of the learning rates tried"
+    return Finding(claim, f"Held-out loss on the new text, nats a byte, one seed. {'; '.join(told)}.", OURS)
+
+
+def equal_rank(lora, mps):
+    """Whether MPS learned as well as LoRA of its rank: two ``Trained``, their seeds in the same order.
+
+    The measure is LoRA's seed spread, the distance from its best seed to its worst.
+    """
+    difference, spread = fmean(mps.losses) - fmean(lora.losses), max(lora.losses) - min(lora.losses)
+    few = min(len(lora.losses), len(mps.losses)) < SEEDS_NEEDED
+    told = "; ".join(
+        f"{t.label}: {fmean(t.losses):.3f} ({min(t.losses):.3f} to {max(t.losses):.3f})"
+        + (f", {t.parameters:,} parameters" if t.parameters else "")
+        + f", learning rate {t.rate:.2g}"
+        for t in (lora, mps)
+    )
+    detail = f"Held-out loss on the new text, nats a byte, mean and range over seeds. {told}."
+    if len(lora.losses) == len(mps.losses):
+        pairs = ", ".join(f"{b - a:+.3f}" for a, b in zip(lora.losses, mps.losses))
+        detail += f" MPS − LoRA on the same batches, seed by seed: {pairs}."
+    unfair = [t.label for t in (lora, mps) if t.at_best is False]
+    if unfair:
+        detail += f" {_list(unfair)} did better at another learning rate, so this compares rates as well."
+    if len(lora.losses) < 2:
+        return Finding("One seed cannot tell MPS from LoRA of its rank", detail, OPEN)
+    if few:
+        detail += f" {len(lora.losses)} seeds give a rough spread; {SEEDS_NEEDED} is the least that is taken for one."
+    if abs(difference) <= spread:
+        claim, standing = "MPS's held-out loss is within LoRA's seed spread at equal rank", SAME
+    elif difference > 0:
+        claim, standing = "MPS's held-out loss is above LoRA's at equal rank, by more than LoRA's seeds differ", OTHER
+    else:
+        claim, standing = "MPS's held-out loss is below LoRA's at equal rank, by more than LoRA's seeds differ", OURS
+    return Finding(claim, detail, OPEN if few or unfair else standing)
+
+
+def rank_bound(excesses, of="LoRA"):
+    """``excesses``: the largest S(l) − bound(l) of every profile of LoRA (and MPS: ``of``), in nats."""
     broken = sum(excess > 1e-6 for excess in excesses)
     if broken:
         return Finding(
-            f"{broken} of {len(excesses)} LoRA profiles exceed their rank bound",
+            f"{broken} of {len(excesses)} {of} profiles exceed their rank bound",
             f"No update of that rank can (largest excess {max(excesses):.1e} nats): distrust these numbers.",
             FAULT,
         )
     return Finding(
-        f"All {len(excesses)} LoRA profiles respect their rank bound",
-        "At every bond S(l) stays under ln min(D, (m/D)·r), as it must for an update of rank r.",
+        f"All {len(excesses)} {of} profiles respect their rank bound",
+        "At every bond S(l) stays under ln min(D, (m/D)·r), as it must for an update of rank r"
+        + (", and MPS's under what χ leaves of it." if "MPS" in of else "."),
         OURS,
     )
 
@@ -79,6 +162,29 @@ def valley(full, lora):
         "depth is largely the rank."
     )
     return Finding(claim, detail, OURS)
+
+
+def chain_valley(lora, mps, core_bond=None):
+    """MPS's valley beside LoRA's at equal rank.
+
+    ``lora``, ``mps``: (label, depth, null depth, null spread), nats, means; the nulls are random factors and random
+    cores. ``core_bond``: (S, bound) at the bond between the cores, or None.
+    """
+    (label, depth, null, spread), (lora_label, lora_depth, lora_null, _) = mps, lora
+    detail = (
+        f"Depth at the row|column cut, nats, means over modules and seeds. {label}: {depth:.2f} (random cores "
+        f"{null:.2f}); {lora_label}: {lora_depth:.2f} (random factors {lora_null:.2f})."
+    )
+    if core_bond is not None:
+        detail += f" At the bond between its cores MPS has {core_bond[0]:.2f} of at most {core_bond[1]:.2f} nats."
+    if depth <= SHALLOW:
+        return Finding("No entanglement valley in MPS's updates", detail, OTHER)
+    if lora_depth <= SHALLOW:
+        return Finding("MPS's updates have an entanglement valley, LoRA's of its rank have none", detail, OTHER)
+    claim = "MPS's updates have an entanglement valley, as LoRA's do"
+    if depth > null + 2 * spread:
+        return Finding(claim, f"{detail} MPS's is deeper than its shapes alone make it.", SAME)
+    return Finding(claim, f"{detail} Random cores have one as deep, so the shapes alone account for it.", OURS)
 
 
 def off_cut(gaps):

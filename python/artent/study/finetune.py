@@ -20,6 +20,8 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+import artent
+
 __all__ = ["HeldOut", "adapt", "held_out_loss", "load_base", "make_trainer", "quiet", "save_base", "untrained"]
 
 
@@ -59,14 +61,15 @@ def load_base(config, weights):
 
 
 def adapt(model, method, targets, seed):
-    """What ``method`` trains: the model itself for full FT, else the model under LoRA (α = 2r) of ``targets``."""
-    if method.rank is None:
+    """What ``method`` trains: the model itself for full FT, else the model under adapters of ``targets``, α = 2r."""
+    if method.kind == "full-ft":
         return model
-    from peft import LoraConfig, get_peft_model
+    import peft
 
     torch.manual_seed(seed)  # the adapter's initialisation
-    options = LoraConfig(r=method.rank, lora_alpha=2 * method.rank, target_modules=list(targets), lora_dropout=0.0)
-    return get_peft_model(model, options)
+    common = {"r": method.rank, "lora_alpha": 2 * method.rank, "target_modules": list(targets), "lora_dropout": 0.0}
+    options = peft.LoraConfig(**common) if method.kind == "lora" else artent.MPSConfig(**common, chi=method.chi)
+    return peft.get_peft_model(model, options)
 
 
 def make_trainer(model, blocks, *, steps, batch, learning_rate, seed, label, folder, callbacks=()):
@@ -104,21 +107,25 @@ def held_out_loss(model, blocks, batch=8):
 
 
 class HeldOut(TrainerCallback):
-    """Passes ``record({"step", "text", "loss"})`` for every text at the start, every ``every`` steps and the end."""
+    """Passes ``record({"step", "text", "loss"})`` for every text at the start, every ``every`` steps and the end.
 
-    def __init__(self, texts, every, record):
-        self.texts, self.every, self.record = texts, every, record
+    ``start``: the losses at the start where they are known, ``{text: loss}``: every fine-tuning begins as the base.
+    """
+
+    def __init__(self, texts, every, record, start=None):
+        self.texts, self.every, self.record, self.start = texts, every, record, start
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        self._measure(state.global_step, model)
+        self._measure(state.global_step, model, self.start or {})
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if state.global_step % self.every == 0 or state.global_step == state.max_steps:
             self._measure(state.global_step, model)
 
-    def _measure(self, step, model):
+    def _measure(self, step, model, known=()):
         for text, blocks in self.texts.items():
-            self.record({"kind": "loss", "step": step, "text": text, "loss": held_out_loss(model, blocks)})
+            loss = known[text] if text in known else held_out_loss(model, blocks)
+            self.record({"kind": "loss", "step": step, "text": text, "loss": loss})
 
 
 class ProgressBar(TrainerCallback):

@@ -64,24 +64,29 @@ def fit(name, config, per_text, per_head=None):
 
 @torch.no_grad()
 def profile_nulls(model, base, config):
-    """Beside every module's last profile: bound, theory line, Gaussian and Haar nulls, in nats a bond. Records."""
+    """Beside every module's last profile: bound, theory line, Gaussian and Haar nulls, in nats a bond. Records.
+
+    The Gaussian null of an MPS is of Gaussian cores; its theory line is LoRA's, Gaussian factors without a chain.
+    """
     updates = dict(artent.weight_updates(model, base, targets=config.targets))
     profiles = dict(zip(updates, artent.entanglement_profile(list(updates.values()))))
     options = {"draws": config.null_draws, "seed": config.base_seed}
     gaussian, records = {}, []
     for name, update in tqdm(updates.items(), desc="nulls", unit="module", leave=False):
         profile = profiles[name]
-        alike = (profile.shape, profile.rank)
+        chain = isinstance(update, artent.MPSUpdate)
+        alike = (profile.shape, profile.rank, _core_shapes(update) if chain else None)
         if alike not in gaussian:  # it knows only the shapes
             gaussian[alike] = theory.gaussian_null(update, **options)
         haar = theory.haar_null(update, **options)
+        inner = theory.core_ranks(update) if chain else None
         dense = profile.rank is None
         line = theory.page_line(profile.dims) if dense else theory.lora_line(profile.dims, profile.cut, profile.rank)
         records.append(
             {
                 "kind": "profile-null",
                 "module": name,
-                "bound": theory.rank_bound(profile.dims, profile.cut, profile.rank),
+                "bound": theory.rank_bound(profile.dims, profile.cut, profile.rank, inner),
                 "line": line,
                 "gaussian": gaussian[alike].mean,
                 "gaussian_spread": gaussian[alike].std,
@@ -89,3 +94,10 @@ def profile_nulls(model, base, config):
             }
         )
     return records
+
+
+def _core_shapes(update):
+    return tuple(
+        tuple(part.shape for part in ([factor] if isinstance(factor, torch.Tensor) else factor))
+        for factor in (update.B, update.A)
+    )

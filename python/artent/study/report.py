@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 from importlib.resources import files
+from math import inf, isfinite
 from pathlib import Path
 from string import Template
 
@@ -12,6 +13,7 @@ import torch
 
 from artent.records import read_records
 from artent.study import figures, findings, nohair
+from artent.study.explorer import profile_explorer
 from artent.study.summary import Summary
 
 __all__ = ["render", "write_report"]
@@ -49,7 +51,7 @@ def _summary(folder):
 
 def render(s, charts):
     """The page as a string. ``s``: a Summary; ``charts``: ``figures.charts(s)``."""
-    explorer = figures.profile_explorer(s)
+    explorer = profile_explorer(s)
     asset = files("artent.study") / "assets"
     found = findings_of(s)
     text = {
@@ -60,6 +62,7 @@ def render(s, charts):
         "modules": "".join(f"<option>{html.escape(name)}</option>" for name in explorer["profiles"]),
         "last_step": len(explorer["steps"]) - 1,
         "legend": "".join(_key(*entry) for entry in LEGEND),
+        "panels": "panels two" if len(explorer["methods"]) % 3 == 1 else "panels",  # none alone in its row
         "profiles": "\n".join(_profile_panel(m) for m in explorer["methods"]),
         "method_legend": "".join(_key(m["label"], m["color"], "none", 4) for m in explorer["methods"]),
         "texts": s.config.probe_texts,
@@ -77,14 +80,19 @@ def render(s, charts):
 
 def findings_of(s):
     """The findings of a study, the most telling first."""
-    lora = [m for m in s.methods if m.rank is not None]
-    full = next((m for m in s.methods if m.rank is None), None)
+    full = next((m for m in s.methods if m.kind == "full-ft"), None)
+    lora, mps = ([m for m in s.methods if m.kind == kind] for kind in ("lora", "mps"))
+    pairs = [(next(a for a in lora if a.rank == b.rank), b) for b in mps if any(a.rank == b.rank for a in lora)]
+    depths = {m: (s.mean_last(m.name, "valley_depth"), *s.null_depth(m.name)) for m in s.methods}
     told = []
     if lora:
-        depths = {m: (s.mean_last(m.name, "valley_depth"), *s.null_depth(m.name)) for m in s.methods}
         told.append(findings.valley(depths.get(full), {m.label: depths[m] for m in lora}))
+    for a, b in pairs:
+        told.append(findings.chain_valley((a.label, *depths[a]), (b.label, *depths[b]), s.core_bond(b.name)))
+    if lora or mps:
         told.append(findings.off_cut({m.label: s.haar_gap(m.name) for m in s.methods}))
-        told.append(findings.rank_use({m.label: (s.mean_last(m.name, "effective_rank"), m.rank) for m in lora}))
+        used = {m.label: (s.mean_last(m.name, "effective_rank"), m.rank) for m in (*lora, *mps)}
+        told.append(findings.rank_use(used))
     nulls = {"untrained model": s.fits["untrained"]["c"], **{name: s.fits[name]["c"] for name in s.growth_nulls}}
     told.append(findings.growth(s.fits["base"], nulls))
     attention, updates = nohair.method_seed_ratio(s.head_runs()), s.module_ratio()
@@ -92,16 +100,33 @@ def findings_of(s):
     told.append(findings.no_hair(*medians, nohair.verdict(min(len(s.seeds(m.name)) for m in s.methods))))
     told.append(findings.attention_drift({m.label: s.drift(m.name) for m in s.methods}))
     told.append(findings.learning({m.label: s.loss_change(m.name) for m in s.methods}))
-    if lora:
-        told.append(findings.rank_bound(s.bound_excesses()))
+    told += [findings.equal_rank(_trained(s, a), _trained(s, b)) for a, b in pairs]
+    if s.swept:
+        swept = {m.label: (m.learning_rate, s.swept[m.name]) for m in s.methods if m.name in s.swept}
+        told.append(findings.learning_rates(swept))
+    if excesses := s.bound_excesses():
+        told.append(findings.rank_bound(excesses, " and ".join(["LoRA"] * bool(lora) + ["MPS"] * bool(mps))))
     return sorted(told, key=lambda found: found.standing != findings.FAULT)  # a stable sort: faults come first
+
+
+def _trained(s, m):
+    losses = s.swept.get(m.name, {})
+    best = min(losses, key=lambda rate: losses[rate] if isfinite(losses[rate]) else inf, default=None)
+    return findings.Trained(
+        m.label,
+        s.final_losses(m.name),
+        m.learning_rate,
+        s.parameters.get(m.name),
+        None if best is None else best == m.learning_rate,
+    )
 
 
 def _lead(s):
     c = s.config
-    missing = len(c.runs) - len(s.runs)
+    missing, unswept = len(c.runs) - len(s.runs), len(c.sweeps) - sum(len(stage) == 3 for stage in s.seconds)
     short = f" {missing} of {len(c.runs)} fine-tunings are still missing." if missing else ""
-    methods = ", ".join(m.label for m in s.methods)
+    short += f" {unswept} of {len(c.sweeps)} runs of the learning-rate sweep are still missing." if unswept else ""
+    methods = "; ".join(m.label for m in s.methods)
     return html.escape(
         f"A LLaMA of {c.layers} layers and width {c.width} ({c.heads} query heads on {c.kv_heads} key heads), "
         f"pretrained for {c.pretrain_steps} steps on English, then fine-tuned for {c.tune_steps} steps on Python "
@@ -113,7 +138,7 @@ LEGEND = (
     ("measured, a line a seed, earlier steps faint", "m0", "none", 4),
     ("rank bound", "ink", "none", 2),
     ("theory: LoRA line, Page's line", "null", "7 4", 2.5),
-    ("random Gaussian factors, ± 2 standard deviations", "null", "none", 1.5),
+    ("random Gaussian factors, for MPS cores, ± 2 standard deviations", "null", "none", 1.5),
     ("Haar: same singular values, random vectors", "other", "2 4", 3),
 )
 
@@ -146,7 +171,10 @@ def _profile_panel(method):
 
 def _setup(s):
     setup, c = s.setup, s.config
-    stages = (f"{s.labels.get(m, 'pretraining')}, seed {seed}: {took:.0f} s" for (m, seed), took in s.seconds.items())
+    runs = {stage: took for stage, took in s.seconds.items() if len(stage) == 2}
+    stages = [f"{s.labels.get(m, 'pretraining')}, seed {seed}: {took:.0f} s" for (m, seed), took in runs.items()]
+    if swept := sum(s.seconds.values()) - sum(runs.values()):
+        stages.append(f"learning-rate sweep, {len(s.seconds) - len(runs)} runs: {swept:.0f} s")
     rates = ", ".join(f"{m.label} {m.learning_rate:g}" for m in c.methods)
     yield "Configuration", c.name + (f" (resumed {s.resumed} time{'s' * (s.resumed > 1)})" if s.resumed else "")
     for key, words in (("old", "Pretrained on"), ("new", "Fine-tuned on")):
@@ -154,7 +182,8 @@ def _setup(s):
         yield words, f"{name}: {size / 1e6:.2f} MB, fingerprint {fingerprint}, {c.held_out:.0%} held out"
     yield "Training", f"AdamW, batch {c.batch}, context {c.context} bytes, 10 % warm-up, cosine to zero"
     yield "Learning rates", f"pretraining {c.pretrain_lr:g}, {rates}"
-    yield "Trained weights", f"full FT all, LoRA {', '.join(c.targets)} with α = 2r"
+    counts = "; ".join(f"{m.label}: {s.parameters[m.name]:,}" for m in s.methods if m.name in s.parameters)
+    yield "Trained weights", f"full FT all, the others {', '.join(c.targets)} with α = 2r. Parameters: {counts or '?'}"
     yield "Seeds", f"{', '.join(map(str, c.seeds))} (data order and adapter); base model {c.base_seed}"
     yield "Versions", ", ".join(f"{name} {version}" for name, version in setup["versions"].items())
     yield "Machine", f"{setup['machine']}; begun {s.begun}"
@@ -181,9 +210,11 @@ def _png(s, charts, folder):
         run = (m.name, s.seeds(m.name)[0])
         module = next(iter(s.profiles[run]))
         null = s.nulls[run][module]
+        nulls = {"random cores, Gaussian" if m.kind == "mps" else "random Gaussian": null["gaussian"]}
+        nulls |= {"bound of the chain": null["bound"]} if m.kind == "mps" else {}
         axes = plots.profile(
             s.last(run, module),
-            nulls={"random Gaussian": null["gaussian"], "Haar": null["haar"]},
+            nulls={**nulls, "Haar": null["haar"]},
             label=f"{m.label}, {figures.module_label(module)}",
         )
         plots.save(axes, folder / f"profile-{m.name}.png")

@@ -1,8 +1,9 @@
-"""The study from nothing to its report: pretrain, fine-tune by every method and seed, measure, write, tell."""
+"""The study from nothing to its report: pretrain, fine-tune by every method and seed, sweep, measure, write, tell."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import os
 import platform
@@ -30,7 +31,8 @@ def run_study(config, folder, resume=False):
 
     started = time.perf_counter()
     store = Store(folder, config, resume)
-    if {(BASE, config.base_seed), *((method.name, seed) for method, seed in config.runs)} <= store.done:
+    wanted = {(BASE, config.base_seed), *((method.name, *at) for method, *at in (*config.runs, *config.sweeps))}
+    if wanted <= store.done:
         store.close()
         return write_report(store.folder)
     try:
@@ -41,6 +43,8 @@ def run_study(config, folder, resume=False):
             study.pretrain()
             for method, seed in config.runs:
                 study.tune(method, seed)
+            for method, seed, factor in config.sweeps:
+                study.sweep(method, seed, factor)
         store.writer.write({"kind": "finished", "seconds": time.perf_counter() - started})
     finally:
         store.close()
@@ -95,45 +99,72 @@ class _Study:
             growth = measure.growth(model, self.probe, config, "base")
             write(*growth, *measure.growth_nulls(growth[0], config))
 
+    @functools.cached_property
+    def start(self):
+        """The base model's held-out losses, with which every fine-tuning begins."""
+        base = finetune.load_base(self.config, self.store.base_weights)
+        return {text: finetune.held_out_loss(base, blocks) for text, blocks in self.held_out.items()}
+
     def tune(self, method, seed):
         """One fine-tuning on the new text, measured by the callback on the way and in full at its end."""
         config = self.config
         if (method.name, seed) in self.store.done:
             return
         with self._stage(method.name, seed) as write:
-            base = finetune.load_base(config, self.store.base_weights)
-            model = finetune.adapt(finetune.load_base(config, self.store.base_weights), method, config.targets, seed)
-            trainer = finetune.make_trainer(
-                model,
-                self.new.train,
-                steps=config.tune_steps,
-                batch=config.batch,
-                learning_rate=method.learning_rate,
-                seed=seed,
-                label=f"{method.label}, seed {seed}",
-                folder=self.scratch,
-                callbacks=[finetune.HeldOut(self.held_out, config.measure_every, write)],
-            )
+            start = self.start  # first: making the base model moves the random state that orders the texts
+            model, trainer = self._fine_tuning(method, seed, method.learning_rate, f"{method.label}, seed {seed}")
+            trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+            write({"kind": "parameters", "trainable": trainable})
+            trainer.add_callback(finetune.HeldOut(self.held_out, config.measure_every, write, start))
             artent.attach(
                 trainer,
                 every=config.measure_every,
                 targets=config.targets,
-                probe=self.probe[:: max(1, config.probe_texts // 4)],
+                probe=self.probe[:: max(1, config.probe_texts // 2)],  # one of each kind: the end is measured in full
                 lengths=(config.context,),
                 out=self.store.writer,
                 context={"method": method.name, "seed": seed},
             )
             trainer.train()
             write(*measure.growth(model, self.probe, config, method.name))
-            write(*measure.profile_nulls(model, None if method.rank else base, config))
+            base = finetune.load_base(config, self.store.base_weights) if method.kind == "full-ft" else None
+            write(*measure.profile_nulls(model, base, config))
+
+    def sweep(self, method, seed, factor):
+        """The same fine-tuning at another learning rate, for its held-out loss alone."""
+        if (method.name, seed, factor) in self.store.done:
+            return
+        with self._stage(method.name, seed, factor=factor) as write:
+            rate = method.learning_rate * factor
+            model, trainer = self._fine_tuning(method, seed, rate, f"{method.label}, learning rate {rate:.2g}")
+            trainer.train()
+            loss = finetune.held_out_loss(model, self.held_out["new"])
+            write({"kind": "sweep", "learning_rate": rate, "loss": loss})
+
+    def _fine_tuning(self, method, seed, rate, label):
+        """(model, trainer) of ``method`` on the new text, from the base model."""
+        config = self.config
+        model = finetune.adapt(finetune.load_base(config, self.store.base_weights), method, config.targets, seed)
+        trainer = finetune.make_trainer(
+            model,
+            self.new.train,
+            steps=config.tune_steps,
+            batch=config.batch,
+            learning_rate=rate,
+            seed=seed,
+            label=label,
+            folder=self.scratch,
+        )
+        return model, trainer
 
     @contextlib.contextmanager
-    def _stage(self, method, seed):
+    def _stage(self, method, seed, **at):
         """Between a ``start`` and a ``done`` record; yields what writes the records of the stage."""
         started = time.perf_counter()
+        stage = {"method": method, "seed": seed, **at}
 
         def write(*records):
-            self.store.writer.write(*({"method": method, "seed": seed, **record} for record in records))
+            self.store.writer.write(*({**stage, **record} for record in records))
 
         write({"kind": "start"})
         yield write

@@ -1,7 +1,8 @@
 """A study's folder: its records, its base weights, and what of them counts after a kill.
 
-A stage (the pretraining, or one method with one seed) opens with a ``start`` record and closes with ``done``. Stages
-that never reached ``done`` are run again, and the newer ``start`` supersedes whatever the earlier try left behind.
+A stage (the pretraining, one method with one seed, or that at another learning rate of the sweep) opens with a
+``start`` record and closes with ``done``. Stages that never reached ``done`` are run again, and the newer ``start``
+supersedes whatever the earlier try left behind.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ BASE = "base"  # the method name under which pretraining, the base and the untra
 
 
 def stage_of(record):
-    return (record["method"], record["seed"]) if "method" in record else None
+    """(method, seed), for a sweep (method, seed, factor); None for what belongs to no stage."""
+    return tuple(record[key] for key in ("method", "seed", "factor") if key in record) or None
 
 
 def current_records(records):

@@ -7,10 +7,10 @@ from statistics import fmean
 
 import torch
 
-from artent import EntanglementProfile
+from artent import EntanglementProfile, theory
 from artent.study import nohair
 from artent.study.config import StudyConfig
-from artent.study.store import BASE, current_records
+from artent.study.store import BASE, current_records, stage_of
 
 __all__ = ["Summary"]
 
@@ -29,8 +29,10 @@ class Summary:
         entropy: the same models' row entropies, ``(layers, texts, heads)``.
         over_steps: ``{run: [(step, mean S_ext)]}`` at the full context.
         fits: ``{model or null: record}``.
+        parameters: ``{method name: how many it trains}``; none in records from before it was written.
         growth_nulls: ``{null: [S_ext of every length]}``.
-        seconds: ``{stage: wall time}``.
+        swept: ``{method name: {learning rate: held-out loss of the new text}}`` at the first seed, own rate included.
+        seconds: ``{stage: wall time}``, the stages of the sweep (method name, seed, factor).
 
     Raises ValueError when the records hold no finished pretraining.
     """
@@ -38,8 +40,8 @@ class Summary:
     def __init__(self, records):
         records = current_records(records)
         setups = [r for r in records if r["kind"] == "setup"]
-        self.seconds = {(r["method"], r["seed"]): r["seconds"] for r in records if r["kind"] == "done"}
-        if not setups or not any(method == BASE for method, _ in self.seconds):
+        self.seconds = {stage_of(r): r["seconds"] for r in records if r["kind"] == "done"}
+        if not setups or not any(method == BASE for method, *_ in self.seconds):
             raise ValueError("records: no finished pretraining among them; let the study run on with --resume")
         self.setup, self.begun, self.resumed = setups[-1], setups[0]["time"], len(setups) - 1
         self.config = StudyConfig.from_dict(self.setup["config"])
@@ -52,11 +54,15 @@ class Summary:
         self.profiles = defaultdict(lambda: defaultdict(dict))
         self.nulls, self.losses = defaultdict(dict), defaultdict(lambda: defaultdict(list))
         self.s_ext, self.entropy, self.over_steps = {}, {}, defaultdict(list)
-        self.fits, self.growth_nulls = {}, {}
+        self.fits, self.growth_nulls, self.parameters, self.swept = {}, {}, {}, defaultdict(dict)
         for record in records:
-            run = (record.get("method"), record.get("seed"))
-            if run in self.seconds:
-                getattr(self, "_" + record["kind"].replace("-", "_"), lambda *_: None)(run, record)
+            stage = stage_of(record)
+            if stage in self.seconds:
+                getattr(self, "_" + record["kind"].replace("-", "_"), lambda *_: None)(stage, record)
+        for m in self.methods:
+            run = (m.name, self.config.seeds[0])
+            if m.name in self.swept and run in self.runs:  # the sweep's factor 1
+                self.swept[m.name][m.learning_rate] = self.losses[run]["new"][-1][1]
 
     def _profile(self, run, record):
         self.profiles[run][record["module"]][record["step"]] = EntanglementProfile.from_dict(record)
@@ -80,6 +86,12 @@ class Summary:
 
     def _fit(self, run, record):
         self.fits[record["model"] if run[0] == BASE else run] = record
+
+    def _parameters(self, run, record):
+        self.parameters[run[0]] = record["trainable"]
+
+    def _sweep(self, stage, record):
+        self.swept[stage[0]][record["learning_rate"]] = record["loss"]
 
     def seeds(self, method):
         return [seed for name, seed in self.runs if name == method]
@@ -109,6 +121,23 @@ class Summary:
         depth = fmean(max(null["gaussian"]) - null["gaussian"][p.cut - 1] for p, null in pairs)
         return depth, fmean(null["gaussian_spread"][p.cut - 1] for p, null in pairs)
 
+    def final_losses(self, method):
+        """Held-out loss of the new text at the last step, nats a byte, of every seed."""
+        return [self.losses[(method, seed)]["new"][-1][1] for seed in self.seeds(method)]
+
+    def core_bond(self, method):
+        """(S, bound) of an MPS's update at the bond that its χ narrows most, nats, means over modules and seeds.
+
+        None where χ narrows nothing that the rank does not.
+        """
+        narrowed = []
+        for p, null in self._beside_nulls(method):
+            gain = [r - b for r, b in zip(theory.rank_bound(p.dims, p.cut, p.rank), null["bound"])]
+            if max(gain) > 1e-9:
+                at = gain.index(max(gain))
+                narrowed.append((float(p.entropy[at]), null["bound"][at]))
+        return tuple(map(fmean, zip(*narrowed))) if narrowed else None
+
     def haar_gap(self, method):
         """(mean, largest) over modules and seeds of max_l |S(l) − Haar(l)|, nats."""
         gaps = [
@@ -118,7 +147,7 @@ class Summary:
         return fmean(gaps), max(gaps)
 
     def bound_excesses(self):
-        """max over bonds of S(l) − bound(l), for every profile of a LoRA run at every step."""
+        """max over bonds of S(l) − bound(l), for every profile of a LoRA or MPS run at every step."""
         return [
             max(float(s) - b for s, b in zip(profile.entropy, self.nulls[run][module]["bound"]))
             for run in self.runs

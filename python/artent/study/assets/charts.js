@@ -23,8 +23,9 @@ const write = (node, text) => {
 
 const paint = (name) => `var(--${name})`;
 
-const format = (value) => {
+const format = (value, digits) => {
   const size = Math.abs(value);
+  if (digits) return value.toFixed(digits);
   if (value === 0) return "0";
   if (size >= 100 || Number.isInteger(value)) return String(Math.round(value));
   return size >= 0.095 ? value.toFixed(2) : value.toPrecision(2);
@@ -47,7 +48,7 @@ const niceTicks = (low, high, count, whole = false) => {
 
 const linePath = (points, x, y) => points.map(([a, b], i) => `${i ? "L" : "M"}${x(a).toFixed(1)},${y(b).toFixed(1)}`).join("");
 
-// spec: {label, height?, x: {title, kind?, ticks?}, y: {title, min?, max?}, marks: [{x, label}],
+// spec: {label, height?, x: {title, kind?, ticks?}, y: {title, min?, max?, digits?}, marks: [{x, label}],
 //        series: [{name, color, points: [[x, y]], dash?, width?, faint?, dots?, shift?}], bands: [{color, points: [[x, low, high]]}]}
 function drawLines(holder, spec) {
   const width = Math.max(260, holder.clientWidth), height = spec.height || 270;
@@ -118,7 +119,7 @@ function followPointer(holder, svg, spec, series, { x, top, floor, width, left, 
     const here = stops[at], rows = [];
     for (const s of series) {
       const point = s.points.find((p) => p[0] === here);
-      if (point) rows.push(`<span class="key" style="background:${paint(s.color)}"></span>${s.name}<b>${format(point[1])}</b>`);
+      if (point) rows.push(`<span class="key" style="background:${paint(s.color)}"></span>${s.name}<b>${format(point[1], spec.y.digits)}</b>`);
     }
     tip.innerHTML = `<i>${spec.x.short || spec.x.title} ${format(here)}</i>` + rows.map((r) => `<div>${r}</div>`).join("");
     tip.hidden = false;

@@ -28,7 +28,7 @@ function profileSpec(method, own, seen, cut, top) {
   const lines = [
     { name: "rank bound", color: "ink", width: 1, points: on(nulls.bound) },
     { name: nulls.line_name, color: "null", dash: "7 4", width: 1.5, points: on(nulls.line) },
-    { name: "Gaussian null", color: "null", width: 1, points: on(nulls.gaussian) },
+    { name: nulls.drawn, color: "null", width: 1, points: on(nulls.gaussian) },
   ];
   if (seen.at(-1).haar) seeds.push({ name: "Haar null", color: "other", dash: "2 4", width: 2, points: on(seen.at(-1).haar) });
   return {
@@ -55,7 +55,7 @@ function drawProfiles() {
     }
     const last = seen.at(-1);
     told.innerHTML = `${last.effective.toFixed(1)} <small>of ${own.rank} used</small>`;
-    panel.querySelector(".valley").textContent = `valley ${last.depth.toFixed(2)} nats, random factors ${own.nulls.depth.toFixed(2)}`;
+    panel.querySelector(".valley").textContent = `valley ${last.depth.toFixed(2)} nats, ${own.nulls.drawn} ${own.nulls.depth.toFixed(2)}`;
     place(holder, profileSpec(method, own, seen, chosen.cut, 1.06 * Math.max(...highs)));
   }
 }
