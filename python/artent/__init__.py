@@ -20,7 +20,9 @@ _EXPORTS = {
     "attach": "artent.training",
     "attention_entanglement": "artent.attention",
     "entanglement_profile": "artent.profile",
+    "from_lora": "artent.adapters.mps",
     "profile_model": "artent.checkpoints",
+    "to_lora": "artent.adapters.mps",
     "weight_updates": "artent.checkpoints",
 }
 _MODULES = (

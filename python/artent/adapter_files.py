@@ -17,6 +17,10 @@ _VARIANTS = (
     *("use_dora", "velora_config", "monteclora_config", "use_bdlora", "arrow_config", "kasa_config"),
     *("alora_invocation_tokens", "use_qalora", "target_parameters"),
 )
+_ADVICE = (
+    "Load it onto its base model with PEFT and pass the live model (and base, where the start changed the base weights)"
+)
+_DAMAGED = "likely cause: a damaged file"
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,9 @@ class Method:
 
 
 class SavedAdapter:
-    """The configuration and the tensors of an adapter, by the keys that PEFT saves; ``where`` stands in messages.
+    """The configuration and the tensors of an adapter, by the keys that PEFT saves.
+
+    ``where`` stands in messages, ``advice`` in the one that refuses the adapter.
 
     Attributes:
         modules: {name in the unwrapped model: {"A": keys, "B": keys}}.
@@ -45,16 +51,12 @@ class SavedAdapter:
     Raises ValueError for methods and variants whose factors are not the update, and where there are no factors.
     """
 
-    def __init__(self, where, config: dict, tensors: Mapping[str, Tensor]):
+    def __init__(self, where, config: dict, tensors: Mapping[str, Tensor], advice: str = _ADVICE):
         self.where, self.config, self.tensors = where, config, tensors
-        kind = config.get("peft_type")
+        kind = str(getattr(config.get("peft_type"), "value", config.get("peft_type")))  # PEFT's enum, if it is live
         self.method = METHODS.get(kind)
         if odd := self.method.refused(config) if self.method else [f"peft_type={kind!r}"]:
-            raise ValueError(
-                f"{where}: the factors of this adapter are not its update ({', '.join(odd)}). Load it onto its "
-                "base model with PEFT and pass the live model (and base, where the start changed the base "
-                "weights)"
-            )
+            raise ValueError(f"{where}: the factors of this adapter are not its update ({', '.join(odd)}). {advice}")
         self.modules, self.others = {}, {}
         for key in tensors:
             if match := self.method.key.fullmatch(key):
@@ -83,7 +85,7 @@ class SavedAdapter:
         return replace(update, scaling=scaling) if scaling else None
 
 
-def read_folder(path) -> SavedAdapter:
+def read_folder(path, advice: str = _ADVICE) -> SavedAdapter:
     """The adapter in a folder. Raises ValueError for files that are damaged, and what ``SavedAdapter`` raises."""
     file = Path(path) / "adapter_config.json"
     try:
@@ -95,7 +97,7 @@ def read_folder(path) -> SavedAdapter:
         if type(error).__name__ == "SafetensorError":  # whose module is imported where files are read only
             raise ValueError(f"{path}: its safetensors cannot be read, {error} ({_DAMAGED})") from error
         raise
-    return SavedAdapter(path, config, tensors)
+    return SavedAdapter(path, config, tensors, advice)
 
 
 def folder_updates(path, base, targets):
@@ -118,9 +120,6 @@ def plain(name: str) -> str:
     for part in ("_orig_mod.", "base_model.model.", ".token_adapter"):
         name = name.replace(part, "")
     return name
-
-
-_DAMAGED = "likely cause: a damaged file"
 
 
 def _lora_update(B, A):

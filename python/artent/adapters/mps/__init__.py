@@ -5,8 +5,9 @@ Importing this package makes PEFT know the method; ``import artent`` does so whe
 
 from artent.adapters.mps import peft_shim
 from artent.adapters.mps.config import MPSConfig
+from artent.adapters.mps.convert import Conversion, ConvertedUpdate, from_lora, to_lora
 from artent.adapters.mps.model import MPSModel
 
 peft_shim.register(MPSConfig, MPSModel)
 
-__all__ = ["MPSConfig", "MPSModel"]
+__all__ = ["Conversion", "ConvertedUpdate", "MPSConfig", "MPSModel", "from_lora", "to_lora"]
