@@ -10,7 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from artent.adapters.mps.product import AdaptedOutput
+from artent.adapters.mps.product import AdaptedOutput, autocast_dtype
 from artent.adapters.mps.shapes import factor_shapes
 from artent.mps import MPSShape, contract
 from artent.updates import LoRAUpdate, MPSUpdate
@@ -68,9 +68,12 @@ class MPSLinear(nn.Module, BaseTunerLayer):
         self.r, self.lora_alpha, self.scaling = {}, {}, {}
         self.merged_adapters = []
         self._disable_adapters = False
-        self.is_conv1d = isinstance(self.get_base_layer(), Conv1D)
-        shape = self.get_base_layer().weight.shape
-        self.out_features, self.in_features = reversed(shape) if self.is_conv1d else shape
+        base = self.get_base_layer()
+        self.is_conv1d = isinstance(base, Conv1D)
+        if self.is_conv1d:
+            self.in_features, self.out_features = base.weight.shape
+        else:  # what quantisation packs and sharding empties is the weight
+            self.in_features, self.out_features = base.in_features, base.out_features
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config, r, lora_alpha, module)
 
@@ -102,8 +105,7 @@ class MPSLinear(nn.Module, BaseTunerLayer):
             if adapter not in self.artent_mps_A:
                 continue
             A, B = self.artent_mps_A[adapter], self.artent_mps_B[adapter]
-            kind = x.device.type
-            dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else A.cores[0].dtype
+            dtype = autocast_dtype(x) or A.cores[0].dtype
             given = self.artent_mps_dropout[adapter](x)
             result = AdaptedOutput.apply(
                 given, result, self.scaling[adapter], dtype, A.shape, B.shape, *A.cores, *B.cores

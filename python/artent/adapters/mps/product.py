@@ -5,6 +5,7 @@ casts. A product walks over *blocks* of neighbouring cores: each is contracted f
 block is the dense factor; a block for every core never forms it. ``grouping`` counts what each choice costs.
 """
 
+from contextlib import nullcontext
 from functools import lru_cache
 from itertools import chain, combinations, pairwise
 from math import prod
@@ -30,7 +31,7 @@ class AdaptedOutput(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, base, scaling, dtype, a_shape, b_shape, *cores):
         ctx.given = scaling, dtype, a_shape, b_shape
-        with torch.autocast(x.device.type, enabled=False):
+        with _no_autocast(x):
             rows, (A, B) = _open(ctx, x, cores, backward=False)
             hidden = A.inward(rows)[0] * scaling
             onto = base.reshape(-1, b_shape.dimension)
@@ -49,7 +50,7 @@ class AdaptedOutput(torch.autograd.Function):
         want_x, want_base, *want_cores = (*ctx.needs_input_grad[:2], *ctx.needs_input_grad[6:])
         want_a, want_b = any(want_cores[:count]), any(want_cores[count:])
         found_x, found_a, found_b = None, [None] * count, [None] * len(b_shape.sites)
-        with torch.autocast(x.device.type, enabled=False):
+        with _no_autocast(x):
             rows, (A, B) = _open(ctx, x, cores, backward=True)
             if torch.is_grad_enabled():  # a second derivative is wanted: it goes through the hidden state too
                 hidden = A.inward(rows)[0] * scaling
@@ -64,6 +65,18 @@ class AdaptedOutput(torch.autograd.Function):
             found_x = found_x.to(x.dtype).reshape(x.shape)
         found = [f if wanted else None for f, wanted in zip([*found_a, *found_b], want_cores)]
         return found_x, above if want_base else None, None, None, None, None, *found
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """What autocast asks for where x lives, or None; not every device knows it ("meta" does not)."""
+    kind = x.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return None
+
+
+def _no_autocast(x):
+    return torch.autocast(x.device.type, enabled=False) if autocast_dtype(x) else nullcontext()
 
 
 def _open(ctx, x, cores, backward):
