@@ -70,7 +70,8 @@ def test_merged_and_unmerged_agree_and_every_way_out_leads_back(case):
     torch.testing.assert_close(logits(merged, inputs).double(), wanted, rtol=1e-5, atol=1e-5)
     for bare in (merged, plain):
         assert not any(isinstance(module, BaseTunerLayer) for module in bare.modules())
-        assert bare.state_dict().keys() == original.keys() and not hasattr(bare, "peft_config")
+        assert bare.state_dict().keys() == original.keys()
+        assert not hasattr(bare, "peft_config")
     if not CASES[case][1].modules_to_save:
         torch.testing.assert_close(logits(plain, inputs), logits(before, inputs), rtol=1e-5, atol=1e-5)
 
@@ -137,16 +138,17 @@ def test_a_merge_that_is_not_finite_raises_and_changes_nothing():
     model, _, before = adapted("two sites")
     with torch.no_grad():
         layers(model)["up"].artent_mps_A["default"].core_1[0, 0] = float("nan")
-    with pytest.raises(ValueError, match="NaN or Inf.*'default'"):
+    with pytest.raises(ValueError, match=r"NaN or Inf.*'default'"):
         model.merge_adapter(safe_merge=True)
     with pytest.raises(ValueError, match="NaN or Inf"):
         model.merge_and_unload(safe_merge=True)
     layer = layers(model)["up"]
-    assert torch.equal(layer.weight, before.up.weight) and not layer.merged
+    assert torch.equal(layer.weight, before.up.weight)
+    assert not layer.merged
     overflow, _, before = adapted("two sites", torch.float16)
     with torch.no_grad():
         layers(overflow)["up"].artent_mps_B["default"].weight.fill_(1e6)
-    with pytest.raises(ValueError, match="overflows torch.float16"):
+    with pytest.raises(ValueError, match=r"overflows torch\.float16"):
         overflow.merge_adapter(safe_merge=True)
     assert torch.equal(layers(overflow)["up"].weight, before.up.weight)
 
@@ -174,7 +176,8 @@ def test_a_quantised_layer_trains_beside_its_weight_and_cannot_be_merged():
     for way in (model.merge_adapter, model.merge_and_unload):
         with pytest.raises(ValueError, match=r"torch\.uint8.*floating point"):
             way()
-    assert torch.equal(layer.weight, packed) and not layer.merged
+    assert torch.equal(layer.weight, packed)
+    assert not layer.merged
 
 
 def test_a_float32_delta_is_rounded_once_into_a_lower_precision_weight():
@@ -220,7 +223,7 @@ def test_the_base_biases_train_where_asked():
 
     for kind, biased in kinds.items():
         if not SAVES_BIAS:
-            with pytest.raises(ValueError, match="bias.*peft ≥ 0.21"):
+            with pytest.raises(ValueError, match=r"bias.*peft ≥ 0\.21"):
                 on_mlp(bias=kind)
             continue
         model = peft.get_peft_model(mlp(), on_mlp(bias=kind))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.other import get_pattern_key
@@ -48,3 +50,12 @@ class MPSModel(BaseTuner):
         if adapter_name not in self.active_adapters:  # a further adapter does not train until it is switched to
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
+
+    def _enable_peft_forward_hooks(self, *_, adapter_names=None, **__):
+        """PEFT asks before every forward pass. A method without this hook would drop ``adapter_names`` in silence."""
+        if adapter_names is not None:
+            raise ValueError(
+                "adapter_names: MPS adapters cannot be chosen sample by sample. Call set_adapter and run the samples "
+                "of each adapter together"
+            )
+        return nullcontext()
