@@ -6,8 +6,6 @@ by any public way. So a member is made as the enum itself makes them; from then 
 """
 
 import peft
-from peft.tuners.tuners_utils import BaseTuner
-from peft.utils import PeftType, hotswap, register_peft_method
 
 NAME = "ARTENT_MPS"
 PREFIX = "artent_mps_"
@@ -19,15 +17,22 @@ _SWAPPED_ALIKE = (
     *("chi", "sites", "carrier", "tensorize"),
 )
 
-# Older versions train the biases that ``bias`` asks for and then leave them out of what is saved.
-SAVES_BIAS = hasattr(BaseTuner, "_get_learnable_bias_state_dict")
-
 
 def _unsupported(error) -> ImportError:
     return ImportError(
         f"artent's MPS adapter cannot register with peft {peft.__version__} ({type(error).__name__}: {error}). It is "
         f"tested with peft {TESTED}: install one of these, or use LoRA with this one"
     )
+
+
+try:
+    from peft.tuners.tuners_utils import BaseTuner
+    from peft.utils import PeftType, hotswap, register_peft_method
+except ImportError as error:
+    raise _unsupported(error) from error
+
+# Older versions train the biases that ``bias`` asks for and then leave them out of what is saved.
+SAVES_BIAS = hasattr(BaseTuner, "_get_learnable_bias_state_dict")
 
 
 def _add_member() -> PeftType:
@@ -53,10 +58,28 @@ def register(config_cls, model_cls) -> None:
     if PEFT_TYPE in PEFT_TYPE_TO_CONFIG_MAPPING:
         return
     try:
-        register_peft_method(name=NAME.lower(), config_cls=config_cls, model_cls=model_cls, prefix=PREFIX)
+        if model_cls.__abstractmethods__:
+            raise TypeError(f"a method has to define {', '.join(sorted(model_cls.__abstractmethods__))}")
         hotswap.CONFIG_KEYS_TO_CHECK[PEFT_TYPE] = list(_SWAPPED_ALIKE)
+        hotswap.check_hotswap_configs_compatible = _without_patterns(hotswap.check_hotswap_configs_compatible)
+        register_peft_method(name=NAME.lower(), config_cls=config_cls, model_cls=model_cls, prefix=PREFIX)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _unsupported(error) from error
+
+
+def _without_patterns(check):
+    """PEFT's check before a swap, and ours: it would scale by lora_alpha / r, and look into no pattern."""
+
+    def check_also(old, new):
+        for name in ("rank_pattern", "alpha_pattern"):
+            if old.peft_type == PEFT_TYPE == new.peft_type and (getattr(old, name) or getattr(new, name)):
+                raise ValueError(
+                    f"{name}: PEFT swaps no adapters with patterns while running, got {getattr(new, name)}. Call "
+                    "load_adapter with a name of its own, and set_adapter"
+                )
+        check(old, new)
+
+    return check_also
 
 
 try:
