@@ -89,6 +89,8 @@ def growth(*curves):
         (findings.no_hair(None, 1.0, "not enough data"), "No comparison", "not enough data"),
         (findings.off_cut({"full FT": (0.02, 0.03), "LoRA r = 4": (0.06, 0.13)}), "follows from", "measured here"),
         (findings.off_cut({"full FT": (0.02, 0.03), "LoRA r = 4": (0.3, 0.9)}), "hold more", "measured here"),
+        (findings.off_cut({"full FT": (0.02, 0.03)}, {"MPS": (0.9, 1.2)}), "a chain's excepted", "measured here"),
+        (findings.off_cut({"full FT": (0.3, 0.9)}, {"MPS": (0.9, 1.2)}), "hold more", "measured here"),
         (findings.attention_drift({"full FT": 0.01}), "hardly moved", "measured here"),
         (findings.attention_drift({"full FT": 0.01, "LoRA": 0.2}), "moved attention's row", "measured here"),
     ],

@@ -69,7 +69,7 @@ class StudyConfig:
     measure_every: int = 12
     methods: tuple[Method, ...] = (
         Method("full-ft", 1e-3),
-        Method("lora", 1e-2, rank=4),
+        Method("lora", 2e-2, rank=4),
         Method("lora", 1e-2, rank=16),
         # Sites of 256 are (16, 16): r meets 16 first, so the bond holds 16 at most, and 8 halves it, as in the paper
         # (32 of 64). A then has 16·16·8 + 8·16 = 2176 parameters, LoRA's 16·256 = 4096.

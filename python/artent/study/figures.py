@@ -173,7 +173,7 @@ def _over_steps(s, quantity, title):
 
 
 def _external_over_steps(s):
-    title = f"S_ext at T = {s.config.context}, nats"
+    title = f"S_ext at T = {s.step_length}, nats"
     return _runs_over_steps(s, lambda run: s.over_steps[run], title, f"{title}, over steps, by method.", low=None)
 
 

@@ -89,8 +89,9 @@ def findings_of(s):
         told.append(findings.valley(depths.get(full), {m.label: depths[m] for m in lora}))
     for a, b in pairs:
         told.append(findings.chain_valley((a.label, *depths[a]), (b.label, *depths[b]), s.core_bond(b.name)))
+    if plain := {m.label: s.haar_gap(m.name) for m in s.methods if m.kind != "mps"}:
+        told.append(findings.off_cut(plain, {m.label: s.haar_gap(m.name) for m in mps}))
     if lora or mps:
-        told.append(findings.off_cut({m.label: s.haar_gap(m.name) for m in s.methods}))
         used = {m.label: (s.mean_last(m.name, "effective_rank"), m.rank) for m in (*lora, *mps)}
         told.append(findings.rank_use(used))
     nulls = {"untrained model": s.fits["untrained"]["c"], **{name: s.fits[name]["c"] for name in s.growth_nulls}}

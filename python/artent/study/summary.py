@@ -27,7 +27,7 @@ class Summary:
         losses: ``{run: {"old"|"new": [(step, nats)]}}``; the base's under ``pretraining``.
         s_ext: ``{model: tensor (lengths, layers, texts, heads)}``, model a run, "base" or "untrained".
         entropy: the same models' row entropies, ``(layers, texts, heads)``.
-        over_steps: ``{run: [(step, mean S_ext)]}`` at the full context.
+        over_steps: ``{run: [(step, mean S_ext)]}`` at the length ``step_length``.
         fits: ``{model or null: record}``.
         parameters: ``{method name: how many it trains}``; none in records from before it was written.
         growth_nulls: ``{null: [S_ext of every length]}``.
@@ -53,7 +53,7 @@ class Summary:
 
         self.profiles = defaultdict(lambda: defaultdict(dict))
         self.nulls, self.losses = defaultdict(dict), defaultdict(lambda: defaultdict(list))
-        self.s_ext, self.entropy, self.over_steps = {}, {}, defaultdict(list)
+        self.s_ext, self.entropy, self.over_steps, self.step_length = {}, {}, defaultdict(list), None
         self.fits, self.growth_nulls, self.parameters, self.swept = {}, {}, {}, defaultdict(dict)
         for record in records:
             stage = stage_of(record)
@@ -74,6 +74,7 @@ class Summary:
         self.losses["pretraining" if run[0] == BASE else run][record["text"]].append((record["step"], record["loss"]))
 
     def _attention(self, run, record):
+        self.step_length = record["lengths"][-1]
         self.over_steps[run].append((record["step"], torch.tensor(record["s_ext"][-1]).mean().item()))
 
     def _growth(self, run, record):
@@ -134,7 +135,7 @@ class Summary:
         for p, null in self._beside_nulls(method):
             gain = [r - b for r, b in zip(theory.rank_bound(p.dims, p.cut, p.rank), null["bound"])]
             if max(gain) > 1e-9:
-                at = gain.index(max(gain))
+                at = max(range(len(gain)), key=lambda i: (round(gain[i], 9), -null["bound"][i]))  # the core's own
                 narrowed.append((float(p.entropy[at]), null["bound"][at]))
         return tuple(map(fmean, zip(*narrowed))) if narrowed else None
 
