@@ -34,7 +34,7 @@ def _chain(config, r, dimension, what) -> MPSShape:
     most = largest_bonds(r, sites, carrier)
     asked = config.chi if isinstance(config.chi, tuple) else (config.chi,) * len(most)
     bonds = tuple(map(min, asked, most))
-    if bonds != asked:
+    if bonds != asked and not config.inference_mode:  # what is loaded to be used was warned of when it was made
         warnings.warn(
             f"chi: {_told(asked)} is more than sites {sites} with r = {r} can hold; {_told(bonds)} is used",
             stacklevel=2,
