@@ -90,8 +90,13 @@ class MPSConfig(PeftConfig):
     def _read_size(self):
         self.r, self.lora_alpha = _whole("r", self.r), _positive("lora_alpha", self.lora_alpha)
         for name, read in (("rank_pattern", _whole), ("alpha_pattern", _positive)):
-            pattern = (getattr(self, name) or {}).items()
-            setattr(self, name, {key: read(f"{name}[{key!r}]", value) for key, value in pattern})
+            pattern = getattr(self, name) or {}
+            if not isinstance(pattern, dict):
+                raise TypeError(f"{name} must be a dict of module names and values, got {type(pattern).__name__}")
+            setattr(self, name, {key: read(f"{name}[{key!r}]", value) for key, value in pattern.items()})
+        for name in ("use_rslora", "init_weights"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
 
     def _read_chain(self):
         self.chi = _whole_or_many("chi", self.chi)
@@ -110,13 +115,21 @@ class MPSConfig(PeftConfig):
 
     def _read_targets(self):
         for name in ("target_modules", "exclude_modules"):
-            if isinstance(getattr(self, name), list | tuple):
-                setattr(self, name, set(getattr(self, name)))
-        if isinstance(self.target_modules, str) and self.target_modules != "all-linear":
+            value = getattr(self, name)
+            if isinstance(value, list | tuple | set) and all(isinstance(item, str) for item in value):
+                setattr(self, name, set(value))
+            elif not isinstance(value, str | None):
+                raise TypeError(f"{name} must be names of modules, or one regular expression, got {value!r}")
+        if isinstance(self.layers_to_transform, list | tuple):
+            self.layers_to_transform = [_layer(item) for item in self.layers_to_transform]
+        elif self.layers_to_transform is not None:
+            self.layers_to_transform = _layer(self.layers_to_transform)
+        if isinstance(self.target_modules, str):
             for name in ("layers_to_transform", "layers_pattern"):
                 if getattr(self, name) is not None:
                     raise ValueError(
-                        f"{name}: target_modules is a regular expression, {self.target_modules!r}: name layers there"
+                        f"{name}: it picks among listed names, and target_modules is {self.target_modules!r}: list "
+                        "names, or name the layers in a regular expression"
                     )
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("layers_pattern: only with layers_to_transform, which is None")
@@ -134,6 +147,10 @@ def _whole_or_many(name, value):
     if isinstance(value, list | tuple):
         return tuple(_whole(name, item) for item in value)
     return _whole(name, value)
+
+
+def _layer(index):
+    return integer("layers_to_transform", index, "a whole number, or a list of them")
 
 
 def _number(name, value):

@@ -130,9 +130,21 @@ class MPSLinear(nn.Module, BaseTunerLayer):
         With ``safe_merge`` nothing is changed where the sum is not finite. Raises ValueError there, and for a base
         weight that is quantised.
         """
+        adapters = self.to_merge(adapter_names)
+        if adapters:
+            self.get_base_layer().weight.copy_(self.merged_weight(adapters, safe_merge))
+            self.merged_adapters.extend(adapters)
+
+    def to_merge(self, adapter_names: list[str] | None = None) -> list[str]:
+        """Those of the adapters, None for the active ones, that are here and not merged. Raises as ``merge`` does."""
         adapters = [a for a in check_adapters_to_merge(self, adapter_names) or () if a in self.artent_mps_A]
-        if not adapters:
-            return
+        if adapters:
+            self._base_weight("merged")
+        return adapters
+
+    @torch.no_grad()
+    def merged_weight(self, adapters: list[str], safe_merge: bool) -> Tensor:
+        """The base weight with ΔW of ``adapters``, in float32 or better. Raises as ``merge`` does."""
         weight = self._base_weight("merged")
         merged = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
         for adapter in adapters:
@@ -142,8 +154,7 @@ class MPSLinear(nn.Module, BaseTunerLayer):
                     f"NaN or Inf in the merged weights: adapter {adapter!r} is broken (a diverged run?) or overflows "
                     f"{weight.dtype}. Nothing was merged"
                 )
-        weight.copy_(merged)
-        self.merged_adapters.extend(adapters)
+        return merged
 
     @torch.no_grad()
     def unmerge(self) -> None:

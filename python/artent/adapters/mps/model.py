@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import nullcontext
 
-from peft.tuners.tuners_utils import BaseTuner
+from peft.tuners.tuners_utils import BaseTuner, onload_layer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.other import get_pattern_key
 from torch import nn
@@ -51,6 +52,43 @@ class MPSModel(BaseTuner):
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
 
+    def inject_adapter(self, model, adapter_name, *args, **kwargs):
+        """As PEFT's, and all or nothing: where one module takes no adapter, those before it are as they were."""
+        tuned = {name: set(layer.artent_mps_A) for name, layer in _layers(model)}
+        trains = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        try:
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+        except Exception:
+            for name, layer in _layers(model):
+                if name not in tuned:
+                    parent, _, child = name.rpartition(".")
+                    setattr(model.get_submodule(parent), child, layer.base_layer)
+                elif adapter_name in set(layer.artent_mps_A) - tuned[name]:
+                    layer.delete_adapter(adapter_name)
+            for parameter, flag in trains:
+                parameter.requires_grad = flag
+            raise
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """As PEFT's, and all or nothing: where one layer cannot be merged, none is."""
+        self._check_merge(adapter_names, safe_merge)
+        super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+
+    def merge_and_unload(
+        self, progressbar: bool = False, safe_merge: bool = False, adapter_names: list[str] | None = None
+    ) -> nn.Module:
+        """As PEFT's, and all or nothing: where one layer cannot be merged, the model stays as it is."""
+        self._check_merge(adapter_names, safe_merge)
+        return super().merge_and_unload(progressbar, safe_merge, adapter_names)
+
+    def _check_merge(self, adapter_names, safe_merge):
+        for _, layer in _layers(self.model):
+            with warnings.catch_warnings(), onload_layer(layer):
+                warnings.simplefilter("ignore")  # PEFT's own, which come again
+                adapters = layer.to_merge(adapter_names)
+                if adapters and safe_merge:
+                    layer.merged_weight(adapters, safe_merge)
+
     def _enable_peft_forward_hooks(self, *_, adapter_names=None, **__):
         """PEFT asks before every forward pass. A method without this hook would drop ``adapter_names`` in silence."""
         if adapter_names is not None:
@@ -59,3 +97,7 @@ class MPSModel(BaseTuner):
                 "of each adapter together"
             )
         return nullcontext()
+
+
+def _layers(model: nn.Module) -> list[tuple[str, MPSLinear]]:
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, MPSLinear)]

@@ -5,7 +5,10 @@ by any public way. So a member is made as the enum itself makes them; from then 
 ``register_peft_method`` treat it like the built-in ones.
 """
 
-import peft
+try:
+    import peft
+except ImportError as error:
+    raise ImportError(f"the MPS adapter is a method of PEFT ({error}): pip install 'artent[peft]'") from error
 
 NAME = "ARTENT_MPS"
 PREFIX = "artent_mps_"
