@@ -109,6 +109,23 @@ def test_every_step_leaves_what_it_leaves_with_lora(steps):
         assert after == before
 
 
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("second", [False, True])
+def test_what_trains_after_loading_is_what_trains_with_lora(first, second, tmp_path):
+    found = []
+    for config in (lora, on_mlp):
+        folder = tmp_path / config.__name__
+        peft.get_peft_model(mlp(), config(modules_to_save=["head"])).save_pretrained(folder)
+        model = peft.PeftModel.from_pretrained(mlp(), folder, is_trainable=first)
+        states = [state(model)]
+        model.load_adapter(folder, "other", is_trainable=second)
+        states.append(state(model))
+        model.set_adapter("other")
+        found.append([*states, state(model)])
+    assert found[0] == found[1]
+    assert bool(found[1][0]["trains"]) == first
+
+
 def test_two_together_add_up_and_each_has_its_own_gradient():
     model, x, before = adapted("three sites", torch.float64)
     model.add_adapter("other", on_mlp(r=2, lora_alpha=8, tensorize="both", chi=2))
