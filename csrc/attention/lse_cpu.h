@@ -15,8 +15,8 @@ constexpr R kLargeLse = 32;
 template <typename R>
 struct RowLse {
   const R* lse;
-  const R* low;          // null: zero everywhere
-  std::vector<R> found;  // where `low` lies if nobody gave it
+  const R* low;  // null: `found`, or zero where that is empty
+  std::vector<R> found;
 
   RowLse(const void* lse, const void* low) : lse(static_cast<const R*>(lse)), low(static_cast<const R*>(low)) {}
 
@@ -31,13 +31,12 @@ struct RowLse {
     while (i < count && !is_large(i)) ++i;
     if (i == count) return false;
     found.assign(size_t(count), R(0));
-    low = found.data();
     return true;
   }
 
   // What logits are reduced by for probabilities: lse, and +∞ for an empty row, which makes them zero.
   R subtracted(int64_t at) const { return lse[at] == -std::numeric_limits<R>::infinity() ? -lse[at] : lse[at]; }
-  R subtracted_low(int64_t at) const { return low == nullptr ? R(0) : low[at]; }
+  R subtracted_low(int64_t at) const { return low != nullptr ? low[at] : found.empty() ? R(0) : found[at]; }
 };
 
 // Fills in `found` for a block of queries. An lse that is not that of the visible keys (a caller may apply a part of A)
