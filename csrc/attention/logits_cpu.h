@@ -63,15 +63,18 @@ struct Sight {
   int64_t lanes = group_rows<R>();
   std::vector<Interval> queries;  // visible keys of the block's queries or, where keys are owned, of the chunk's
   std::vector<Interval> groups;   // where queries are owned: the keys that any query of a group sees
+  Interval common{0, 0};          // keys that every one of `queries` sees
   std::vector<R> lo = std::vector<R>(size_t(kChunk + kMaxGroupRows)), hi = lo;
 
   // Looks at the queries [i0, i0 + n); returns the keys that any of them sees.
   Interval look(const Logits& a, int64_t b, int64_t h, int64_t i0, int64_t n) {
     Interval all{0, 0};
+    common = {0, a.shape.keys};
     queries.resize(size_t(n));
     for (int64_t i = 0; i < n; ++i) {
       queries[i] = key_interval(a.visibility, a.shape.keys, b, h, i0 + i);
       all = hull(all, queries[i]);
+      common = common & queries[i];
     }
     return all;
   }
@@ -103,12 +106,13 @@ struct TileAt {
   int64_t query0;  // in Sight::queries, of the first lane (queries owned) or of the first streamed row (keys owned)
 };
 
-// −∞ where a query does not see a key, by position and by the mask.
+// −∞ where a query does not see a key by position.
 template <typename R>
-void hide_invisible(const Logits& a, Sight<R>& sight, const TileAt& t, R* s) {
+void hide_out_of_sight(Sight<R>& sight, const TileAt& t, R* s) {
   const bool by_lane = !sight.owns_keys;
   const int64_t bounded = by_lane ? t.rows : t.n, length = by_lane ? t.n : t.rows;
   const int64_t key0 = by_lane ? t.first : t.own_first;
+  if (sight.common.start <= key0 && key0 + length <= sight.common.end) return;
   bool whole = true;
   for (int64_t q = 0; q < bounded; ++q) {
     const Interval k = sight.queries[t.query0 + q];
@@ -116,17 +120,23 @@ void hide_invisible(const Logits& a, Sight<R>& sight, const TileAt& t, R* s) {
     sight.lo[q] = R(std::clamp<int64_t>(k.start - key0, 0, length));
     sight.hi[q] = R(std::clamp<int64_t>(k.end - key0, 0, length));
   }
-  if (!whole) {
-    if (by_lane) {  // lanes past the last row: nobody reads them
-      std::fill(sight.lo.begin() + t.rows, sight.lo.begin() + sight.lanes, R(0));
-      std::fill(sight.hi.begin() + t.rows, sight.hi.begin() + sight.lanes, R(length));
-    }
-    hide(Bounds<R>{s, t.n, sight.lo.data(), sight.hi.data(), by_lane});
+  if (whole) return;
+  if (by_lane) {  // lanes past the last row: nobody reads them
+    std::fill(sight.lo.begin() + t.rows, sight.lo.begin() + sight.lanes, R(0));
+    std::fill(sight.hi.begin() + t.rows, sight.hi.begin() + sight.lanes, R(length));
   }
+  hide(Bounds<R>{s, t.n, sight.lo.data(), sight.hi.data(), by_lane});
+}
+
+// −∞ where a query does not see a key, by position and by the mask.
+template <typename R>
+void hide_invisible(const Logits& a, Sight<R>& sight, const TileAt& t, R* s) {
+  hide_out_of_sight(sight, t, s);
   const Visibility& v = a.visibility;
   if (v.mask_kind == MaskKind::none) return;
+  const bool by_lane = !sight.owns_keys;
   const Strides4& m = v.mask_strides;
-  const int64_t i0 = by_lane ? t.own_first : t.first;
+  const int64_t i0 = by_lane ? t.own_first : t.first, key0 = by_lane ? t.first : t.own_first;
   const int64_t at = t.b * m.b + t.h * m.h + i0 * m.i + key0 * m.j;
   const int64_t lane_step = by_lane ? m.i : m.j, row_step = by_lane ? m.j : m.i;
   for (int64_t lane = 0; lane < t.rows; ++lane) {
