@@ -103,32 +103,31 @@ void apply_block(const Apply& p, const RowLse<Accumulator<T>>& rows, const Strea
   }
   w.result.assign(size_t(own.groups() * size), R(0));
 
-  const Interval all = kTranspose ? Interval{0, n.queries} : w.sight.look(p.a, own);
-  for (int64_t first = all.start; first < all.end; first += kChunk) {
-    const Interval chunk{first, std::min(first + kChunk, all.end)};
-    const int64_t length = chunk.end - first;
+  Rows<R> streamed{}, x{};
+  bool careful = false, single = false;
+  const auto prepare = [&](Interval chunk) {
+    const int64_t first = chunk.start, length = chunk.length();
     if (kTranspose) {
-      if (!queries.meets(b, h, first, own.interval())) continue;
+      if (!queries.meets(b, h, first, own.interval())) return false;
       w.sight.look(p.a, b, h, first, length);
       nan_lse = load_lse(rows, row0 + first, length, w.lse, w.low);
+      streamed = queries.from(b, h, first);
+    } else {
+      streamed = rows_of<T>(p.a.key, p.a.key_strides, b, hk, first, length, n.dim, w.streamed);
     }
-    const Rows<R> streamed = kTranspose ? queries.from(b, h, first)
-                                        : rows_of<T>(p.a.key, p.a.key_strides, b, hk, first, length, n.dim, w.streamed);
-    const Rows<R> x = rows_of<X>(p.x.data, p.x.strides, b, h, first, length, columns, w.x);
-    const bool careful = not_finite(x, length, columns), single = columns == 1 && !careful;
-    for (int64_t g = 0; g < own.groups(); ++g) {
-      const Interval part = w.sight.part(own, g, chunk);
-      if (part.empty()) continue;
-      const int64_t skip = part.start - first, count = part.end - part.start;
-      const int64_t term = kTranspose ? skip : g * own.lanes;
-      const TileAt at{b, h, own.first + g * own.lanes, own.rows_in(g), part.start, count, term};
-      logits(p.a, w.sight, at, streamed.from(skip), w.packed.data() + g * own.lanes * n.dim, w.s.data());
-      R* const result = w.result.data() + g * size;
-      probabilities(ProbabilityTile<R>{w.s.data(), count, w.lse.data() + term, w.low.data() + term, !kTranspose,
-                                       single ? x.from(skip).data : nullptr, x.stride, result, nan_lse});
-      if (!single) combine(x.from(skip), count, columns, w.s.data(), result, careful);
-    }
-  }
+    x = rows_of<X>(p.x.data, p.x.strides, b, h, first, length, columns, w.x);
+    careful = not_finite(x, length, columns);
+    single = columns == 1 && !careful;
+    return true;
+  };
+  const Interval all = kTranspose ? Interval{0, n.queries} : w.sight.look(p.a, own);
+  for_each_tile(own, w.sight, h, all, prepare, [&](const TileAt& at) {
+    logits(p.a, w.sight, at, streamed.from(at.skip), w.packed.data() + at.group * own.lanes * n.dim, w.s.data());
+    R* const result = w.result.data() + at.group * size;
+    probabilities(ProbabilityTile<R>{w.s.data(), at.n, w.lse.data() + at.query0, w.low.data() + at.query0, !kTranspose,
+                                     single ? x.from(at.skip).data : nullptr, x.stride, result, nan_lse});
+    if (!single) combine(x.from(at.skip), at.n, columns, w.s.data(), result, careful);
+  });
 
   X* const out = static_cast<X*>(p.out);
   const int64_t to = (b * n.heads + h) * (kTranspose ? n.keys : n.queries) + own.first;

@@ -90,25 +90,22 @@ struct BackwardWorkspace {
   RowTerms<R> terms;
 };
 
-// The gradient tile of streamed rows [part.start, part.end) and group g; `values` are the rows of value (or grad_out)
-// beside the streamed ones, `term` the first entry of terms that the tile reads.
+// The gradient tile of the chunk's rows `streamed` and, beside them, those of value or grad_out.
 template <typename T>
-void gradient_tile(const Backward& p, const Owned<Accumulator<T>>& own, int64_t h, int64_t g, Interval part,
-                   int64_t query0, int64_t term, Rows<Accumulator<T>> streamed, Rows<Accumulator<T>> values,
+void gradient_tile(const Backward& p, const TileAt& at, Rows<Accumulator<T>> streamed, Rows<Accumulator<T>> values,
                    bool with_probability, BackwardWorkspace<T>& w) {
   using R = Accumulator<T>;
-  const int64_t count = part.end - part.start, columns = p.value.columns;
-  const TileAt at{own.b, h, own.first + g * own.lanes, own.rows_in(g), part.start, count, query0};
-  const bool capped = p.a.softcap > 0, through_value = p.value.columns > 0;
-  logits(p.a, w.sight, at, streamed, w.packed.data() + g * own.lanes * p.a.shape.dim, w.s.data(),
+  const int64_t columns = p.value.columns, lane0 = at.group * w.sight.lanes, q = at.query0;
+  const bool capped = p.a.softcap > 0, through_value = columns > 0;
+  logits(p.a, w.sight, at, streamed.from(at.skip), w.packed.data() + lane0 * p.a.shape.dim, w.s.data(),
          capped ? w.capped.data() : nullptr);
   if (through_value)
-    dots(values, count, columns, w.packed_value.data() + g * own.lanes * columns, w.through_value.data());
+    dots(values.from(at.skip), at.n, columns, w.packed_value.data() + lane0 * columns, w.through_value.data());
   const RowTerms<R>& t = w.terms;
-  gradients(GradientTile<R>{w.s.data(), count, t.lse.data() + term, t.low.data() + term, t.base.data() + term,
-                            t.slope.data() + term, t.curve.data() + term, !w.sight.owns_keys,
-                            through_value ? w.through_value.data() : nullptr, capped ? w.capped.data() : nullptr,
-                            R(p.a.softcap), with_probability ? w.probability.data() : nullptr});
+  gradients(GradientTile<R>{w.s.data(), at.n, t.lse.data() + q, t.low.data() + q, t.base.data() + q, t.slope.data() + q,
+                            t.curve.data() + q, !w.sight.owns_keys, through_value ? w.through_value.data() : nullptr,
+                            capped ? w.capped.data() : nullptr, R(p.a.softcap),
+                            with_probability ? w.probability.data() : nullptr});
 }
 
 // ∂loss/∂query of one block of queries: scale · ds · K.
@@ -127,23 +124,20 @@ void backward_query_block(const Backward& p, const RowLse<Accumulator<T>>& rows,
   if (through_value) pack_block<T>(p.grad_out.data, p.grad_out.strides, own, h, columns, 1.0, w.packed_value);
   w.terms.load(p, rows, row0 + own.first, own.rows);
   w.result.assign(size_t(own.groups() * size), R(0));
-  const Interval all = w.sight.look(p.a, own);
-  for (int64_t j0 = all.start; j0 < all.end; j0 += kChunk) {
-    const Interval chunk{j0, std::min(j0 + kChunk, all.end)};
-    const int64_t length = chunk.end - j0;
-    const Rows<R> keys = rows_of<T>(p.a.key, p.a.key_strides, b, hk, j0, length, n.dim, w.streamed);
-    Rows<R> values{};
+  Rows<R> keys{}, values{};
+  bool careful = false;
+  const auto prepare = [&](Interval chunk) {
+    const int64_t j0 = chunk.start, length = chunk.length();
+    keys = rows_of<T>(p.a.key, p.a.key_strides, b, hk, j0, length, n.dim, w.streamed);
     if (through_value)
       values = rows_of<T>(p.value.data, p.value.strides, b, h / p.value.group, j0, length, columns, w.streamed_value);
-    const bool careful = not_finite(keys, length, n.dim);
-    for (int64_t g = 0; g < own.groups(); ++g) {
-      const Interval part = w.sight.part(own, g, chunk);
-      if (part.empty()) continue;
-      const int64_t skip = part.start - j0, lane0 = g * own.lanes;
-      gradient_tile<T>(p, own, h, g, part, lane0, lane0, keys.from(skip), values.from(skip), false, w);
-      combine(keys.from(skip), part.end - part.start, n.dim, w.s.data(), w.result.data() + g * size, careful);
-    }
-  }
+    careful = not_finite(keys, length, n.dim);
+    return true;
+  };
+  for_each_tile(own, w.sight, h, w.sight.look(p.a, own), prepare, [&](const TileAt& at) {
+    gradient_tile<T>(p, at, keys, values, false, w);
+    combine(keys.from(at.skip), at.n, n.dim, w.s.data(), w.result.data() + at.group * size, careful);
+  });
   T* const out = static_cast<T*>(p.grad_query) + (row0 + own.first) * n.dim;
   for (int64_t g = 0; g < own.groups(); ++g)
     unpack(w.result.data() + g * size, own.rows_in(g), n.dim, R(p.a.scale), out + g * own.lanes * n.dim);
@@ -170,28 +164,27 @@ void backward_key_block(const Backward& p, const RowLse<Accumulator<T>>& rows,
       pack_block<T>(p.value.data, p.value.strides, own, h / p.value.group, columns, 1.0, w.packed_value);
       w.result_value.assign(size_t(own.groups() * value_size), R(0));
     }
-    for (int64_t i0 = 0; i0 < n.queries; i0 += kChunk) {
-      const int64_t length = std::min(kChunk, n.queries - i0);
-      if (!scaled.meets(b, h, i0, own.interval())) continue;
+    Rows<R> queries{}, grad_out{};
+    bool careful = false, careful_value = false;
+    const auto prepare = [&](Interval chunk) {
+      const int64_t i0 = chunk.start, length = chunk.length();
+      if (!scaled.meets(b, h, i0, own.interval())) return false;
       w.sight.look(p.a, b, h, i0, length);
       w.terms.load(p, rows, (b * n.heads + h) * n.queries + i0, length);
-      const Rows<R> queries = scaled.from(b, h, i0);
-      Rows<R> grad_out{};
+      queries = scaled.from(b, h, i0);
       if (through_value)
         grad_out = rows_of<T>(p.grad_out.data, p.grad_out.strides, b, h, i0, length, columns, w.streamed_value);
-      const bool careful = not_finite(queries, length, n.dim);
-      const bool careful_value = with_value && not_finite(grad_out, length, columns);
-      for (int64_t g = 0; g < own.groups(); ++g) {
-        const Interval part = w.sight.part(own, g, {i0, i0 + length});
-        if (part.empty()) continue;
-        const int64_t skip = part.start - i0, count = part.end - part.start;
-        gradient_tile<T>(p, own, h, g, part, skip, skip, queries.from(skip), grad_out.from(skip), with_value, w);
-        combine(queries.from(skip), count, n.dim, w.s.data(), w.result.data() + g * size, careful);
-        if (with_value)
-          combine(grad_out.from(skip), count, columns, w.probability.data(), w.result_value.data() + g * value_size,
-                  careful_value);
-      }
-    }
+      careful = not_finite(queries, length, n.dim);
+      careful_value = with_value && not_finite(grad_out, length, columns);
+      return true;
+    };
+    for_each_tile(own, w.sight, h, {0, n.queries}, prepare, [&](const TileAt& at) {
+      gradient_tile<T>(p, at, queries, grad_out, with_value, w);
+      combine(queries.from(at.skip), at.n, n.dim, w.s.data(), w.result.data() + at.group * size, careful);
+      if (with_value)
+        combine(grad_out.from(at.skip), at.n, columns, w.probability.data(),
+                w.result_value.data() + at.group * value_size, careful_value);
+    });
     if (with_value && (h + 1) % p.value.group == 0) {
       const int64_t heads = n.heads / p.value.group;
       T* const out = static_cast<T*>(p.grad_value) + ((b * heads + h / p.value.group) * n.keys + own.first) * columns;

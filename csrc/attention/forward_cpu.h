@@ -145,30 +145,27 @@ template <typename T>
 void stream_keys(const Logits& a, const Columns& value, const Owned<Accumulator<T>>& own, ForwardWorkspace<T>& w) {
   using R = Accumulator<T>;
   const Shape& n = a.shape;
-  const int64_t b = own.b, h = own.h, columns = value.columns, size = columns * own.lanes;
+  const int64_t b = own.b, h = own.h, hk = h / (n.heads / n.key_heads);
+  const int64_t columns = value.columns, size = columns * own.lanes;
   pack_block<T>(a.query, a.query_strides, own, h, n.dim, a.scale, w.packed);
   w.states.assign(size_t(own.groups()), OnlineLanes<R>());
   w.result.assign(size_t(own.groups() * size), R(0));
-  const Interval all = w.sight.look(a, own);
-  for (int64_t j0 = all.start; j0 < all.end; j0 += kChunk) {
-    const Interval chunk{j0, std::min(j0 + kChunk, all.end)};
-    const Rows<R> keys =
-        rows_of<T>(a.key, a.key_strides, b, h / (n.heads / n.key_heads), j0, chunk.end - j0, n.dim, w.keys);
-    Rows<R> values{};
-    if (columns > 0)
-      values = rows_of<T>(value.data, value.strides, b, h / value.group, j0, chunk.end - j0, columns, w.values);
-    const bool careful = columns > 0 && not_finite(values, chunk.end - j0, columns);
-    for (int64_t g = 0; g < own.groups(); ++g) {
-      const Interval part = w.sight.part(own, g, chunk);
-      if (part.empty()) continue;
-      const int64_t skip = part.start - j0, count = part.end - part.start;
-      const TileAt at{b, h, own.first + g * own.lanes, own.rows_in(g), part.start, count, g * own.lanes};
-      R* const result = w.result.data() + g * size;
-      logits(a, w.sight, at, keys.from(skip), w.packed.data() + g * own.lanes * n.dim, w.s.data());
-      update_tile(OnlineTile<R>{w.s.data(), count, &w.states[g], result, columns});
-      if (columns > 0) combine(values.from(skip), count, columns, w.s.data(), result, careful);
-    }
-  }
+  Rows<R> keys{}, values{};
+  bool careful = false;
+  const auto prepare = [&](Interval chunk) {
+    const int64_t j0 = chunk.start, length = chunk.length();
+    keys = rows_of<T>(a.key, a.key_strides, b, hk, j0, length, n.dim, w.keys);
+    if (columns == 0) return true;
+    values = rows_of<T>(value.data, value.strides, b, h / value.group, j0, length, columns, w.values);
+    careful = not_finite(values, length, columns);
+    return true;
+  };
+  for_each_tile(own, w.sight, h, w.sight.look(a, own), prepare, [&](const TileAt& at) {
+    R* const result = w.result.data() + at.group * size;
+    logits(a, w.sight, at, keys.from(at.skip), w.packed.data() + at.group * own.lanes * n.dim, w.s.data());
+    update_tile(OnlineTile<R>{w.s.data(), at.n, &w.states[at.group], result, columns});
+    if (columns > 0) combine(values.from(at.skip), at.n, columns, w.s.data(), result, careful);
+  });
 }
 
 template <typename T>

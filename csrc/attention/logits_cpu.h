@@ -100,11 +100,30 @@ struct Sight {
   }
 };
 
-// One tile: `n` streamed rows from `first` on, against the `rows` lanes of a group that starts at `own_first`.
+// One tile: `n` streamed rows from `first` on, `skip` rows into their chunk, against the `rows` lanes of a group that
+// starts at `own_first`.
 struct TileAt {
-  int64_t b, h, own_first, rows, first, n;
+  int64_t b, h, group, own_first, rows, skip, first, n;
   int64_t query0;  // in Sight::queries, of the first lane (queries owned) or of the first streamed row (keys owned)
 };
+
+// The rows `all` of head h streamed past a block: prepare(chunk) for every chunk, which says whether the block may meet
+// any of it, then tile(at) for every group that does.
+template <typename R, typename Prepare, typename Tile>
+void for_each_tile(const Owned<R>& own, const Sight<R>& sight, int64_t h, Interval all, const Prepare& prepare,
+                   const Tile& tile) {
+  for (int64_t first = all.start; first < all.end; first += kChunk) {
+    const Interval chunk{first, std::min(first + kChunk, all.end)};
+    if (!prepare(chunk)) continue;
+    for (int64_t g = 0; g < own.groups(); ++g) {
+      const Interval part = sight.part(own, g, chunk);
+      if (part.empty()) continue;
+      const int64_t lane0 = g * own.lanes, skip = part.start - first;
+      tile(TileAt{own.b, h, g, own.first + lane0, own.rows_in(g), skip, part.start, part.length(),
+                  sight.owns_keys ? skip : lane0});
+    }
+  }
+}
 
 // −∞ where a query does not see a key by position.
 template <typename R>

@@ -42,6 +42,7 @@ inline int64_t blocks(int64_t length, int64_t size) {
 struct Interval {
   int64_t start, end;
   bool empty() const { return start >= end; }
+  int64_t length() const { return end - start; }
   Interval operator&(Interval o) const { return {std::max(start, o.start), std::min(end, o.end)}; }
 };
 
