@@ -211,7 +211,7 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(const ForwardParam
       row.L = quad_sum(row.L);
       row.t = quad_sum(row.t);
       row.L2 = quad_sum(row.L2);
-      const int i = i0 + warp() * 16 * kRowTiles + 16 * r + 8 * half + lane() / 4;
+      const int i = i0 + product_row<kRowTiles>(r, 2 * half);
       if (i >= n.queries) continue;
       const int64_t at = head * n.queries + i;
       const bool alone = p.shares.count == 1;
@@ -230,7 +230,7 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(const ForwardParam
         for (int c = 0; c < kColumns / 8; ++c)
 #pragma unroll
           for (int e = 0; e < 2; ++e) {
-            const int column = 8 * c + 2 * (lane() % 4) + e;
+            const int column = product_column(c, e);
             if (column >= columns) continue;
             const float x = out[r][c][2 * half + e] * factor;
             if (alone)

@@ -21,8 +21,7 @@ __device__ __forceinline__ void to_weights(const Logits& a, Table rows, int tabl
     for (int t = 0; t < kTiles; ++t)
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const int own = warp() * 16 * kRowTiles + 16 * r + e / 2 * 8 + lane() / 4;
-        const int i = table + (kOwnsKeys ? 8 * t + 2 * (lane() % 4) + e % 2 : own);
+        const int i = table + (kOwnsKeys ? product_column(t, e) : product_row<kRowTiles>(r, e));
         const float x = s[r][t][e], log_p = x - rows.load(0, i);
         float w = exponential<Element>(log_p);
         if constexpr (kGradient) {
@@ -165,7 +164,6 @@ __global__ void __launch_bounds__(kThreads, 2) product_kernel(const ProductParam
     load_rows<kOwn>(own, Rows<Element>(p.own, b, h, own_rows), own0);
     if (through_value) load_rows<kOwn>(own_value, Rows<Element>(p.own_value, b, h, own_rows), own0);
   }
-  const int own_row = warp() * 16 * kRowTiles + lane() / 4;
   float out[kRowTiles][kColumns / 8][4];
   Products<kRowTiles, kOther> s;
   Products<kRowTiles, kGradient ? kOther : 8> dP;
@@ -224,7 +222,7 @@ __global__ void __launch_bounds__(kThreads, 2) product_kernel(const ProductParam
     for (int c = 0; c < kColumns / 8; ++c)
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const int row = own0 + own_row + 16 * r + e / 2 * 8, column = 8 * c + 2 * (lane() % 4) + e % 2;
+        const int row = own0 + product_row<kRowTiles>(r, e), column = product_column(c, e);
         if (row >= grid.own_rows || column >= columns) continue;
         const int64_t at = (rows + row) * p.x.columns + column0 + column;
         const float x = out[r][c][e] * factor;

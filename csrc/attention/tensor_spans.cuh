@@ -129,8 +129,7 @@ __device__ __forceinline__ void mask_logits(const Logits& a, Tile spans, int at,
       for (int t = 0; t < kTiles; ++t)
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-          const int own = warp() * 16 * kRowTiles + 16 * r + e / 2 * 8 + lane() / 4;
-          const int other = 8 * t + 2 * (lane() % 4) + e % 2;
+          const int own = product_row<kRowTiles>(r, e), other = product_column(t, e);
           f(kOwnsKeys ? other : own, kOwnsKeys ? own : other, s[r][t][e]);
         }
   };

@@ -142,6 +142,15 @@ __device__ __forceinline__ void multiply_split(float (&left)[4], float (&right)[
 template <int kRowTiles, int kOther>
 using Products = float[kRowTiles][kOther / 8][4];
 
+// Where this lane's s[r][n][e] lies: its row among the block's own, its column among the others.
+template <int kRowTiles>
+__device__ __forceinline__ int product_row(int r, int e) {
+  return warp() * 16 * kRowTiles + 16 * r + e / 2 * 8 + lane() / 4;
+}
+__device__ __forceinline__ int product_column(int n, int e) {
+  return 8 * n + 2 * (lane() % 4) + e % 2;
+}
+
 template <int kRowTiles, int kOther>
 __device__ __forceinline__ void clear(float (&s)[kRowTiles][kOther][4]) {
 #pragma unroll
