@@ -84,10 +84,10 @@ struct ApplyWorkspace {
   Sight<R> sight{false};
 };
 
-// Result of the block: kTranspose owns keys and streams queries.
+// Result of the block: kTranspose owns keys and streams queries. An x that is suspect may hold NaN or an infinity.
 template <bool kTranspose, typename T, typename X>
 void apply_block(const Apply& p, const RowLse<Accumulator<T>>& rows, const StreamedQueries<Accumulator<T>>& queries,
-                 int64_t b, int64_t h, int64_t block, ApplyWorkspace<T, X>& w) {
+                 bool suspect, int64_t b, int64_t h, int64_t block, ApplyWorkspace<T, X>& w) {
   using R = Accumulator<T>;
   const Shape& n = p.a.shape;
   const int64_t hk = h / (n.heads / n.key_heads), columns = p.x.columns, row0 = (b * n.heads + h) * n.queries;
@@ -116,7 +116,7 @@ void apply_block(const Apply& p, const RowLse<Accumulator<T>>& rows, const Strea
       streamed = rows_of<T>(p.a.key, p.a.key_strides, b, hk, first, length, n.dim, w.streamed);
     }
     x = rows_of<X>(p.x.data, p.x.strides, b, h, first, length, columns, w.x);
-    careful = not_finite(x, length, columns);
+    careful = suspect && not_finite(x, length, columns);
     single = columns == 1 && !careful;
     return true;
   };

@@ -33,13 +33,46 @@ void for_each_block(int64_t batch, int64_t heads, int64_t count, const Body& bod
   STD_TORCH_CHECK(!failed, "attention: out of memory for a tile of logits");
 }
 
+// The keys that any query of `heads` heads from h on sees.
+Interval keys_seen(const Logits& a, int64_t b, int64_t h, int64_t heads) {
+  const Interval keys{0, a.shape.keys};
+  Interval seen{0, 0};
+  for (int64_t head = h; head < h + heads; ++head) {
+    for (int64_t i = a.shape.queries - 1; i >= 0 && seen.length() < keys.length(); --i)
+      seen = hull(seen, key_interval(a.visibility, keys.end, b, head, i));
+  }
+  return seen;
+}
+
+// Whether the rows of x that blocks of queries or of keys stream past them may hold NaN or an infinity. Once for the
+// call: every block would have to look for itself, as it does where there is only one.
+template <typename X>
+bool may_hold_not_finite(const Logits& a, const Columns& x, bool owns_keys) {
+  const Shape& n = a.shape;
+  if (x.columns == 0) return false;
+  if (x.group * blocks(owns_keys ? n.keys : n.queries, kBlock) < 2) return true;
+  using Buffer = std::vector<Accumulator<X>>;
+  std::atomic<bool> found{false};
+  for_each_block<Buffer>(n.batch, n.heads / x.group, 1, [&](int64_t b, int64_t h, int64_t, Buffer& buffer) {
+    const Interval rows = owns_keys ? Interval{0, n.queries} : keys_seen(a, b, h * x.group, x.group);
+    for (int64_t first = rows.start; first < rows.end && !found; first += kChunk) {
+      const int64_t count = std::min(kChunk, rows.end - first);
+      const auto here = rows_of<X>(x.data, x.strides, b, h, first, count, x.columns, buffer);
+      if (not_finite(here, count, x.columns)) found = true;
+    }
+  });
+  return found;
+}
+
 void run_forward(const ForwardCall& call, ScalarType type) {
   dispatch<Float16, BFloat16>(type, "attention", [&](auto element) {
     using T = decltype(element);
     const Shape& n = call.p.a.shape;
-    for_each_block<ForwardWorkspace<T>>(
-        n.batch, n.heads, blocks(n.queries, kBlock),
-        [&](int64_t b, int64_t h, int64_t block, ForwardWorkspace<T>& w) { forward_block<T>(call.p, b, h, block, w); });
+    const bool suspect = may_hold_not_finite<T>(call.p.a, call.p.value, false);
+    for_each_block<ForwardWorkspace<T>>(n.batch, n.heads, blocks(n.queries, kBlock),
+                                        [&](int64_t b, int64_t h, int64_t block, ForwardWorkspace<T>& w) {
+                                          forward_block<T>(call.p, suspect, b, h, block, w);
+                                        });
   });
 }
 
@@ -91,12 +124,13 @@ void run_apply(const Apply& p) {
   const Shape& n = p.a.shape;
   const auto rows = refined<T>(p.a, p.lse, p.lse_low);
   const auto queries = p.transpose ? streamed_queries<T>(p.a) : StreamedQueries<Accumulator<T>>(Shape{});
+  const bool suspect = may_hold_not_finite<X>(p.a, p.x, p.transpose);
   for_each_block<Workspace>(n.batch, n.heads, blocks(p.transpose ? n.keys : n.queries, kBlock),
                             [&](int64_t b, int64_t h, int64_t block, Workspace& w) {
                               if (p.transpose) {
-                                apply_block<true>(p, rows, queries, b, h, block, w);
+                                apply_block<true>(p, rows, queries, suspect, b, h, block, w);
                               } else {
-                                apply_block<false>(p, rows, queries, b, h, block, w);
+                                apply_block<false>(p, rows, queries, suspect, b, h, block, w);
                               }
                             });
 }
@@ -132,13 +166,17 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(std::optional<Tensor> grad
     const Shape& n = call.p.a.shape;
     const auto rows = refined<T>(call.p.a, call.p.lse, call.p.lse_low);
     const auto queries = streamed_queries<T>(call.p.a);
+    const Columns keys{call.p.a.key, call.p.a.key_strides, n.dim, n.heads / n.key_heads};
+    const Suspects suspects{may_hold_not_finite<Accumulator<T>>(call.p.a, queries.columns(), true),
+                            may_hold_not_finite<T>(call.p.a, keys, false),
+                            call.p.grad_value != nullptr && may_hold_not_finite<T>(call.p.a, call.p.grad_out, true)};
     for_each_block<Workspace>(n.batch, n.heads, blocks(n.queries, kBlock),
                               [&](int64_t b, int64_t h, int64_t block, Workspace& w) {
-                                backward_query_block<T>(call.p, rows, b, h, block, w);
+                                backward_query_block<T>(call.p, rows, suspects, b, h, block, w);
                               });
     for_each_block<Workspace>(n.batch, n.key_heads, blocks(n.keys, kBlock),
                               [&](int64_t b, int64_t hk, int64_t block, Workspace& w) {
-                                backward_key_block<T>(call.p, rows, queries, b, hk, block, w);
+                                backward_key_block<T>(call.p, rows, queries, suspects, b, hk, block, w);
                               });
   });
   return {call.grad_query, call.grad_key, call.grad_value};

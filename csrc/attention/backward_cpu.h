@@ -80,6 +80,11 @@ ARTENT_INLINE void differentiate(const GradientTile<R>& a) {
 ARTENT_ISA_DISPATCH(gradients, GradientTile<float>, differentiate)
 ARTENT_ISA_DISPATCH(gradients, GradientTile<double>, differentiate)
 
+// Which of the rows that are multiplied with weights may hold NaN or an infinity.
+struct Suspects {
+  bool queries, keys, grad_out;
+};
+
 template <typename T>
 struct BackwardWorkspace {
   using R = Accumulator<T>;
@@ -110,8 +115,8 @@ void gradient_tile(const Backward& p, const TileAt& at, Rows<Accumulator<T>> str
 
 // ∂loss/∂query of one block of queries: scale · ds · K.
 template <typename T>
-void backward_query_block(const Backward& p, const RowLse<Accumulator<T>>& rows, int64_t b, int64_t h, int64_t block,
-                          BackwardWorkspace<T>& w) {
+void backward_query_block(const Backward& p, const RowLse<Accumulator<T>>& rows, const Suspects& suspects, int64_t b,
+                          int64_t h, int64_t block, BackwardWorkspace<T>& w) {
   using R = Accumulator<T>;
   const Shape& n = p.a.shape;
   const int64_t hk = h / (n.heads / n.key_heads), columns = p.value.columns;
@@ -131,7 +136,7 @@ void backward_query_block(const Backward& p, const RowLse<Accumulator<T>>& rows,
     keys = rows_of<T>(p.a.key, p.a.key_strides, b, hk, j0, length, n.dim, w.streamed);
     if (through_value)
       values = rows_of<T>(p.value.data, p.value.strides, b, h / p.value.group, j0, length, columns, w.streamed_value);
-    careful = not_finite(keys, length, n.dim);
+    careful = suspects.keys && not_finite(keys, length, n.dim);
     return true;
   };
   for_each_tile(own, w.sight, h, w.sight.look(p.a, own), prepare, [&](const TileAt& at) {
@@ -147,8 +152,8 @@ void backward_query_block(const Backward& p, const RowLse<Accumulator<T>>& rows,
 // share them (values of every query head are written head by head).
 template <typename T>
 void backward_key_block(const Backward& p, const RowLse<Accumulator<T>>& rows,
-                        const StreamedQueries<Accumulator<T>>& scaled, int64_t b, int64_t hk, int64_t block,
-                        BackwardWorkspace<T>& w) {
+                        const StreamedQueries<Accumulator<T>>& scaled, const Suspects& suspects, int64_t b, int64_t hk,
+                        int64_t block, BackwardWorkspace<T>& w) {
   using R = Accumulator<T>;
   const Shape& n = p.a.shape;
   const int64_t group = n.heads / n.key_heads, columns = p.value.columns;
@@ -174,8 +179,8 @@ void backward_key_block(const Backward& p, const RowLse<Accumulator<T>>& rows,
       queries = scaled.from(b, h, i0);
       if (through_value)
         grad_out = rows_of<T>(p.grad_out.data, p.grad_out.strides, b, h, i0, length, columns, w.streamed_value);
-      careful = not_finite(queries, length, n.dim);
-      careful_value = with_value && not_finite(grad_out, length, columns);
+      careful = suspects.queries && not_finite(queries, length, n.dim);
+      careful_value = suspects.grad_out && not_finite(grad_out, length, columns);
       return true;
     };
     for_each_tile(own, w.sight, h, {0, n.queries}, prepare, [&](const TileAt& at) {

@@ -140,9 +140,10 @@ struct ForwardWorkspace {
   std::vector<OnlineLanes<R>> states;
 };
 
-// The states of a block's rows, and Σ e^{s−m}·value beside them.
+// The states of a block's rows, and Σ e^{s−m}·value beside them. A value that is suspect may hold NaN or an infinity.
 template <typename T>
-void stream_keys(const Logits& a, const Columns& value, const Owned<Accumulator<T>>& own, ForwardWorkspace<T>& w) {
+void stream_keys(const Logits& a, const Columns& value, bool suspect, const Owned<Accumulator<T>>& own,
+                 ForwardWorkspace<T>& w) {
   using R = Accumulator<T>;
   const Shape& n = a.shape;
   const int64_t b = own.b, h = own.h, hk = h / (n.heads / n.key_heads);
@@ -157,7 +158,7 @@ void stream_keys(const Logits& a, const Columns& value, const Owned<Accumulator<
     keys = rows_of<T>(a.key, a.key_strides, b, hk, j0, length, n.dim, w.keys);
     if (columns == 0) return true;
     values = rows_of<T>(value.data, value.strides, b, h / value.group, j0, length, columns, w.values);
-    careful = not_finite(values, length, columns);
+    careful = suspect && not_finite(values, length, columns);
     return true;
   };
   for_each_tile(own, w.sight, h, w.sight.look(a, own), prepare, [&](const TileAt& at) {
@@ -169,12 +170,12 @@ void stream_keys(const Logits& a, const Columns& value, const Owned<Accumulator<
 }
 
 template <typename T>
-void forward_block(const Forward& p, int64_t b, int64_t h, int64_t block, ForwardWorkspace<T>& w) {
+void forward_block(const Forward& p, bool suspect, int64_t b, int64_t h, int64_t block, ForwardWorkspace<T>& w) {
   using R = Accumulator<T>;
   const Shape& n = p.a.shape;
   const Owned<R> own = owned<R>(b, h, block, n.queries);
   const int64_t columns = p.value.columns, size = columns * own.lanes;
-  stream_keys<T>(p.a, p.value, own, w);
+  stream_keys<T>(p.a, p.value, suspect, own, w);
   for (int64_t i = 0; i < own.rows; ++i) {
     const int64_t lane = i % own.lanes, g = i / own.lanes, row = (b * n.heads + h) * n.queries + own.first + i;
     const OnlineState<double> state = w.states[g].at(lane);

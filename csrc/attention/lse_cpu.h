@@ -50,7 +50,7 @@ void refine_block(const Logits& a, int64_t b, int64_t h, int64_t block, RowLse<A
   bool any = false;
   for (int64_t i = 0; i < own.rows; ++i) any = any || rows.is_large(row0 + i);
   if (!any) return;
-  stream_keys<T>(a, Columns{}, own, w);
+  stream_keys<T>(a, Columns{}, false, own, w);
   for (int64_t i = 0; i < own.rows; ++i) {
     if (!rows.is_large(row0 + i)) continue;
     const R lse = rows.lse[row0 + i], low = w.states[i / own.lanes].at(i % own.lanes).lse_beyond(lse);

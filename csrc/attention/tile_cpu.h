@@ -136,6 +136,7 @@ struct StreamedQueries {
   Rows<R> from(int64_t b, int64_t h, int64_t i0) const {
     return {scaled.data() + ((b * heads + h) * queries + i0) * dim, dim};
   }
+  Columns columns() const { return {scaled.data(), {heads * queries * dim, queries * dim, dim, 1}, dim, 1}; }
   // Whether a chunk, which starts at query i0, has a query that may see one of the keys.
   bool meets(int64_t b, int64_t h, int64_t i0, Interval keys) const {
     return !(seen[(b * heads + h) * chunks + i0 / kChunk] & keys).empty();
