@@ -184,7 +184,9 @@ def _setup(s):
     yield "Training", f"AdamW, batch {c.batch}, context {c.context} bytes, 10 % warm-up, cosine to zero"
     yield "Learning rates", f"pretraining {c.pretrain_lr:g}, {rates}"
     counts = "; ".join(f"{m.label}: {s.parameters[m.name]:,}" for m in s.methods if m.name in s.parameters)
-    yield "Trained weights", f"full FT all, the others {', '.join(c.targets)} with α = 2r. Parameters: {counts or '?'}"
+    yield "Trained weights", f"full FT all, the others {', '.join(c.targets)} with α = 2r"
+    if counts:
+        yield "Trained parameters", counts
     yield "Seeds", f"{', '.join(map(str, c.seeds))} (data order and adapter); base model {c.base_seed}"
     yield "Versions", ", ".join(f"{name} {version}" for name, version in setup["versions"].items())
     yield "Machine", f"{setup['machine']}; begun {s.begun}"

@@ -71,7 +71,8 @@ class _Study:
 
     def __init__(self, config, store, old, new, scratch):
         self.config, self.store, self.old, self.new, self.scratch = config, store, old, new, scratch
-        self.held_out = {"old": old.held_out[: config.loss_texts], "new": new.held_out[: config.loss_texts]}
+        # What is forgotten of the old text is large beside its error: half as many texts do.
+        self.held_out = {"old": old.held_out[: config.loss_texts // 2 or 1], "new": new.held_out[: config.loss_texts]}
         half = config.probe_texts // 2  # texts of both kinds, none of them trained on
         self.probe = torch.cat([old.held_out[:half], new.held_out[: config.probe_texts - half]])
 
