@@ -18,6 +18,13 @@ from peft.utils.hotswap import hotswap_adapter
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+PEFT = tuple(int(part) for part in peft.__version__.split(".")[:2])
+KEEPS_ADAPTERS_APART = PEFT >= (
+    0,
+    20,
+)  # an older one saves every method's adapters into each one's file, LoRA's excepted
+FOR_TRANSFORMERS = PEFT >= (0, 20)  # transformers' own loader takes no older one
+
 every_case = pytest.mark.parametrize("case", CASES)
 
 
@@ -86,7 +93,8 @@ def test_names_within_names_stay_apart(tmp_path):
     model.save_pretrained(tmp_path)
     for name, wanted in outputs.items():
         folder = tmp_path / name if name != "default" else tmp_path
-        assert len(load_file(folder / "adapter_model.safetensors")) == 8
+        if KEEPS_ADAPTERS_APART:
+            assert len(load_file(folder / "adapter_model.safetensors")) == 8
         assert torch.equal(loaded("three sites", folder, adapter_name=name)(x), wanted)
 
 
@@ -208,13 +216,17 @@ def test_a_new_process_loads_what_was_saved_and_without_artent_is_told_what_is_m
     model, tokens, before = adapted("llama, all linear")
     before.save_pretrained(tmp_path / "base")
     model.save_pretrained(tmp_path / "adapter")
-    subprocess.run([sys.executable, "-c", CHILD, str(tmp_path), str(TOKENS.tolist()), str(ORDERS)], check=True)
+    orders = {name: code for name, code in ORDERS.items() if FOR_TRANSFORMERS or "transformers" not in name}
+    subprocess.run([sys.executable, "-c", CHILD, str(tmp_path), str(TOKENS.tolist()), str(orders)], check=True)
     errors = {path.stem: path.read_text().splitlines()[-1] for path in tmp_path.glob("*.error")}
     assert errors == {"no artent": "KeyError: 'ARTENT_MPS'"}
-    for order in set(ORDERS) - {"no artent"}:
-        torch.testing.assert_close(torch.load(tmp_path / f"{order}.pt"), logits(model, tokens), rtol=0, atol=1e-6)
+    outputs = {path.stem: torch.load(path) for path in tmp_path.glob("*.pt")}
+    assert len(outputs) == len(orders) - 1
+    for found in outputs.values():
+        torch.testing.assert_close(found, logits(model, tokens), rtol=0, atol=1e-6)
 
 
+@pytest.mark.skipif(not FOR_TRANSFORMERS, reason="transformers' own loader takes no peft before 0.20")
 def test_transformers_own_methods_add_save_load_and_switch(tmp_path):
     base = llama()
     base.save_pretrained(tmp_path / "base")
