@@ -1,5 +1,8 @@
-"""Import orders, each in a fresh interpreter."""
+"""Import orders, each in a fresh interpreter; and what the MPS adapter's type is to PEFT."""
 
+import copy
+import json
+import pickle
 import subprocess
 import sys
 
@@ -47,3 +50,54 @@ def test_import_is_light_and_an_older_transformers_still_imports(tmp_path):
     )
     assert shown.stdout.strip() == "True"
     assert "not registered" in shown.stderr
+
+
+ALIKE = {
+    "text": (str, repr, format, lambda member: json.dumps({member: member})),
+    "names": (lambda member: member.name, lambda member: member.value, lambda member: member.__reduce_ex__(4)),
+    "kind": (type, lambda member: set(vars(member)), lambda member: member.__objclass__, dir),
+    "identity": (
+        lambda member: copy.deepcopy(member) is copy.copy(member) is pickle.loads(pickle.dumps(member)) is member,
+        lambda member: type(member)(member.value) is type(member)[member.name] is getattr(type(member), member.name),
+        lambda member: list(type(member)).count(member) == list(type(member)).count(member.value) == 1,
+        lambda member: type(member).__members__[member.name] is member in type(member),
+        lambda member: list(type(member)).index(member) == member._sort_order_,
+    ),
+    "equality": (lambda m: m == m.value, lambda m: {m: 1}[m.value], lambda m: hash(m) == hash(m.value), str.islower),
+}
+
+
+@pytest.mark.parametrize("kind", ALIKE)
+def test_the_type_is_to_peft_what_its_own_are(kind):
+    from artent.adapters.mps.peft_shim import PEFT_TYPE
+    from peft import PeftType
+
+    assert PeftType.ARTENT_MPS is PEFT_TYPE
+    for look in ALIKE[kind]:
+        found, wanted = look(PEFT_TYPE), look(PeftType.LORA)
+        assert type(found) is type(wanted)
+        assert repr(found).replace("ARTENT_MPS", "LORA") == repr(wanted).replace("ARTENT_MPS", "LORA")
+    with pytest.raises(AttributeError):
+        PeftType.ARTENT_MPS = "another"
+    with pytest.raises(AttributeError):
+        del PeftType.ARTENT_MPS
+
+
+def test_registering_again_changes_nothing():
+    from artent.adapters.mps import MPSConfig, MPSModel, peft_shim
+    from peft import PeftType, mapping
+    from peft.utils import hotswap
+
+    def known():
+        maps = (value for name, value in vars(mapping).items() if name.startswith("PEFT_TYPE_TO_"))
+        check = hotswap.check_hotswap_configs_compatible
+        return [*map(dict, maps), list(PeftType), dict(hotswap.CONFIG_KEYS_TO_CHECK), check]
+
+    before = known()
+    assert (MPSConfig, MPSModel, "artent_mps_") == tuple(
+        found[PeftType.ARTENT_MPS] for found in before[:2] + before[3:4]
+    )
+    peft_shim.register(MPSConfig, MPSModel)
+    assert peft_shim._add_member() is PeftType.ARTENT_MPS
+    assert known() == before
+    assert PeftType.ARTENT_MPS not in mapping.PEFT_TYPE_TO_MIXED_MODEL_MAPPING
