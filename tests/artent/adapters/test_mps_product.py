@@ -60,9 +60,10 @@ def test_values_and_gradients_are_those_of_the_dense_product_in_every_grouping(a
         for of_b in groupings(len(b_sites)):
             monkeypatch.setattr(product, "grouping", lambda s, *_, chosen={a: of_a, b: of_b}: chosen[s])
             out = AdaptedOutput.apply(x, base, SCALING, torch.float64, a, b, *A, *B)
-            found = torch.autograd.grad((out * weight).sum(), [x, base, *A, *B])
-            for got, want in zip((out, *found), (expected, *wanted)):
-                assert (got - want).norm() <= 1e-13 * want.norm(), (of_a, of_b)
+            for twice in (False, True):  # where a second derivative may follow the backward pass takes another way
+                found = torch.autograd.grad((out * weight).sum(), [x, base, *A, *B], create_graph=twice, retain_graph=True)
+                for got, want in zip((out, *found), (expected, *wanted)):
+                    assert (got - want).norm() <= 1e-13 * want.norm(), (of_a, of_b, twice)
 
 
 @pytest.mark.parametrize("carrier", ["first", "last"])
@@ -113,6 +114,19 @@ def test_any_number_of_tokens_contiguous_or_not(tokens):
         assert torch.allclose(out, base + SCALING * given @ dense(a, A).mT @ dense(b, B), rtol=1e-12)
     out.sum().backward()
     assert A[0].grad.shape == A[0].shape
+
+
+@pytest.mark.parametrize("tokens", [(7,), (2, 3), (2, 1, 3)])
+def test_the_output_may_be_written_in_place(tokens):
+    """As ``nn.ReLU(inplace=True)`` behind a layer does."""
+    torch.manual_seed(3)
+    a, b = shape(R, (4, 6), "first"), shape(R, (30,), "last")
+    given = [*inputs(tokens=tokens), *random_cores(a), *random_cores(b)]
+    found = []
+    for relu in (torch.relu, torch.relu_):
+        out = relu(AdaptedOutput.apply(*given[:2], SCALING, torch.float64, a, b, *given[2:]))
+        found.append((out, *torch.autograd.grad(out.square().sum(), given)))
+    assert all(torch.equal(kept, written) for kept, written in zip(*found))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
