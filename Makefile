@@ -10,6 +10,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= runs/quick
+OLDEST_PEFT := 0.18.0
 NATIVE := setup.py pyproject.toml artent_ext/_version.py $(shell find csrc -type f)
 CPP := $(shell find csrc tests/simt -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
@@ -21,8 +22,11 @@ help: ## list the commands
 demo: $(VENV)/.built ## run the quick study (≤ 4 minutes on 2 cores) and write its report
 	$(BIN)/artent study --config quick --out $(RUN) --resume
 
-test: $(VENV)/.built ## run the tests that need no GPU
+test: $(VENV)/.built $(VENV)/peft-$(OLDEST_PEFT) ## run the tests that need no GPU, the adapter's with the oldest PEFT too
 	$(BIN)/python -m pytest
+	ARTENT_TESTS_PEFT=$(OLDEST_PEFT) PYTHONPATH="$(CURDIR)/$(VENV)/peft-$(OLDEST_PEFT)" \
+	  $(BIN)/python -m pytest tests/artent/adapters -k 'not without_peft and not works_on' \
+	  --ignore-glob='*_compile.py' --ignore-glob='*_trl.py' --ignore-glob='*_product.py' --ignore-glob='*_truncation.py'
 
 lint: $(VENV)/.ready ## check style: ruff and clang-format
 	$(BIN)/ruff check .
@@ -39,6 +43,7 @@ bench: $(VENV)/.built bench-requirements ## compare with peers, side by side (a 
 	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/attention_table.py --json benchmarks/results/cpu-attention.json
 	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/spectral_table.py --json benchmarks/results/cpu-spectral.json
 	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/attention_training.py --json benchmarks/results/cpu-training.json
+	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/mps_training.py --json benchmarks/results/cpu-mps.json
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest benchmarks/bench_attention.py --benchmark-columns=median,iqr,rounds
 	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/rsvd_table.py --json benchmarks/results/cpu-rsvd.json
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest benchmarks/bench_rsvd.py --benchmark-group-by=group --benchmark-columns=median,iqr,rounds
@@ -61,6 +66,10 @@ $(VENV)/.ready: requirements-dev.txt
 	@echo "== Virtual environment $(VENV) (once; downloads torch)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --progress-bar on -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/peft-$(OLDEST_PEFT): $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $@ peft==$(OLDEST_PEFT)
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.ready $(NATIVE)

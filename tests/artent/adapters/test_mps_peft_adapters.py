@@ -1,6 +1,7 @@
 """Several adapters in one model: added, switched, together, deleted; every step leaves what it leaves with LoRA."""
 
 import copy
+import os
 import re
 
 import peft
@@ -240,3 +241,13 @@ def test_adapters_beside_modules_that_train_whole():
 
 def head(model):
     return model.base_model.model.head
+
+
+def test_the_peft_that_make_asks_for_is_the_one_tested():
+    """``make test`` runs this folder again with the oldest PEFT in PYTHONPATH."""
+    from artent.adapters.mps.peft_shim import TESTED
+
+    asked = os.environ.get("ARTENT_TESTS_PEFT")
+    assert asked in (None, peft.__version__)
+    assert asked is None or TESTED.startswith(f"{asked} to ")
+    assert asked is not None or TESTED.endswith(f" to {peft.__version__}")

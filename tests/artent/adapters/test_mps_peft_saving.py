@@ -196,7 +196,6 @@ folder, tokens, orders = sys.argv[1], *map(eval, sys.argv[2:])
 assert not {"artent", "peft"} & sys.modules.keys()
 for name, imports in orders.items():
     if os.fork():
-        os.wait()
         continue
     try:
         exec(imports)
@@ -209,6 +208,8 @@ for name, imports in orders.items():
     except Exception:
         open(f"{folder}/{name}.error", "w").write(traceback.format_exc())
     os._exit(0)
+for _ in orders:
+    os.wait()
 """
 
 
