@@ -7,6 +7,7 @@ from artent import attach
 from artent.records import read_records
 from mps_models import TOKENS, adapted, layers, llama, mps, shake, trainable
 from peft import PeftModel
+from peft.utils.other import fsdp_auto_wrap_policy
 from transformers import LlamaForSequenceClassification, Trainer, TrainingArguments
 
 TEXTS = [{"input_ids": [(7 * i + 3 * j) % 31 for j in range(16)]} for i in range(12)]
@@ -30,6 +31,14 @@ def test_checkpointing_gives_the_same_gradients(use_reentrant):
     for name, gradient in gradients[0].items():
         assert gradient.abs().max() > 0
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-12, atol=1e-15)
+
+
+def test_fsdp_shards_factors_with_the_layers_that_read_them():
+    """What PEFT's policy wraps is gathered when it is called, and a factor never is: two processes failed on it."""
+    model, _, _ = adapted("llama, all linear")
+    policy = fsdp_auto_wrap_policy(model)
+    wrapped = {name for name, m in model.named_modules() if policy(module=m, recurse=False, nonwrapped_numel=0)}
+    assert {name.rsplit(".", 1)[-1] for name in wrapped} == {"0", "1"}  # the decoder's layers
 
 
 def test_generation_is_that_of_the_merged_model():

@@ -27,6 +27,9 @@ class Factor(nn.Module):
         self.names = [f"core_{k}" for k in range(len(shape.sites))] if len(shape.sites) > 1 else ["weight"]
         for name, core in zip(self.names, shape.cores):
             self.register_parameter(name, nn.Parameter(torch.empty(core)))
+        if self.names == ["weight"]:
+            # PEFT has FSDP shard a leaf with a weight by itself and gather it when called; this one is only read.
+            self.no_leaf = nn.Identity()
 
     @property
     def cores(self) -> list[nn.Parameter]:
