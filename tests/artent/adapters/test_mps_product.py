@@ -61,7 +61,7 @@ def test_values_and_gradients_are_those_of_the_dense_product_in_every_grouping(a
             monkeypatch.setattr(product, "grouping", lambda s, *_, chosen={a: of_a, b: of_b}: chosen[s])
             out = AdaptedOutput.apply(x, base, SCALING, torch.float64, a, b, *A, *B)
             for twice in (False, True):  # where a second derivative may follow the backward pass takes another way
-                found = torch.autograd.grad((out * weight).sum(), [x, base, *A, *B], create_graph=twice, retain_graph=True)
+                found = torch.autograd.grad(out, [x, base, *A, *B], weight, create_graph=twice, retain_graph=True)
                 for got, want in zip((out, *found), (expected, *wanted)):
                     assert (got - want).norm() <= 1e-13 * want.norm(), (of_a, of_b, twice)
 
@@ -208,14 +208,25 @@ def test_nothing_of_outputs_by_inputs_is_ever_formed(sites, carrier):
 
 def test_autocast_computes_in_its_dtype_and_keeps_float32_gradients():
     model = adapted(lambda r: MPSConfig(r=r, chi=8, target_modules=["0"], init_weights=False))
+    trained = [p for p in model.parameters() if p.requires_grad]
     x = torch.randn(32, 512)
     with torch.autocast("cpu", torch.bfloat16):
         out = model(x)
+        inside = torch.autograd.grad(out, trained, out.detach(), retain_graph=True)
     reference = model(x)
-    out.float().square().sum().backward()
+    outside = torch.autograd.grad(out, trained, out.detach())
     assert out.dtype == torch.bfloat16
     assert (out - reference).norm() <= 4 * torch.finfo(torch.bfloat16).eps * reference.norm()
-    assert all(p.grad.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
+    assert all(grad.dtype == torch.float32 for grad in inside)
+    assert all(torch.equal(a, b) for a, b in zip(inside, outside))
+
+
+def test_autocast_leaves_float64_alone():
+    model = adapted(lambda r: MPSConfig(r=r, chi=8, target_modules=["0"], init_weights=False)).double()
+    x = torch.randn(4, 512, dtype=torch.float64)
+    expected = model(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model(x), expected)
 
 
 @pytest.mark.parametrize(

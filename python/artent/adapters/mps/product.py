@@ -1,14 +1,16 @@
 """base + scaling · x Aᵀ Bᵀ, the factors given as chains of cores, in the cheapest order; A and B are never saved.
 
-Autograd keeps the input, the hidden state (tokens, r) and the parameters: no more than LoRA keeps, and none of its
-casts. A product walks over *blocks* of neighbouring cores: each is contracted first, then meets the tokens. One
+Autograd keeps the input, the hidden state (tokens, r) and the parameters: no more than LoRA keeps, and no cast of
+them. (Of a float32 input under autocast LoRA keeps a cast for every projection that reads it, and this the input
+itself: once for all of them, and more only where there is one.) A product walks over *blocks* of neighbouring cores: each is contracted first, then meets the tokens. One
 block is the dense factor; a block for every core never forms it. ``grouping`` counts what each choice costs.
 """
 
 from contextlib import nullcontext
 from functools import lru_cache
-from itertools import chain, combinations, pairwise
+from itertools import chain, pairwise
 from math import prod
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -68,15 +70,18 @@ class AdaptedOutput(torch.autograd.Function):
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """What autocast asks for where x lives, or None; not every device knows it ("meta" does not)."""
+    """What autocast asks for where x lives, or None; it leaves float64 alone."""
     kind = x.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
-    return None
+    return torch.get_autocast_dtype(kind) if x.dtype != torch.float64 and _autocasts(kind) else None
+
+
+def _autocasts(kind):
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)  # "meta" knows none
 
 
 def _no_autocast(x):
-    return torch.autocast(x.device.type, enabled=False) if autocast_dtype(x) else nullcontext()
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if _autocasts(kind) else nullcontext()
 
 
 def _open(ctx, x, cores, backward):
@@ -156,44 +161,35 @@ class _Blocks:
 def grouping(shape: MPSShape, tokens: int, backward: bool) -> tuple[int, ...]:
     """How many cores each block takes, in site order: the choice of least cost for ``tokens`` rows.
 
-    Cost counts multiply-adds and what moving the states between blocks takes. Of the 2^(K−1) groupings the first of
-    the cheapest is taken; the whole factor as one block is tried first.
+    Cost counts multiply-adds and what moving the states between blocks takes. It adds up over blocks, so the best way
+    to group the cores nearest the carrier is extended one core at a time. On a tie blocks are the larger.
     """
     return _cheapest(shape, tokens, backward)
 
 
 def _cheapest(shape, tokens, backward):
-    count, best, least = len(shape.sites), None, None
-    for parts in range(count):
-        for cut in combinations(range(1, count), parts):
-            sizes = tuple(b - a for a, b in pairwise((0, *cut, count)))
-            cost = _cost(shape, tokens, backward, sizes)
-            if best is None or cost < least:
-                best, least = sizes, cost
-    return best
+    first = shape.carrier == "first"
+    cores = shape.full_cores if first else [core[::-1] for core in reversed(shape.full_cores)]  # from the carrier on
+    found = [(0, ())]  # of the first 0, 1, … cores: the least cost and the blocks
+    for end in range(1, len(cores) + 1):
+        ways = []
+        for start, (cost, sizes) in enumerate(found):
+            ways.append((cost + _cost(cores, start, end, tokens, backward, first), (*sizes, end - start)))
+        found.append(min(ways, key=itemgetter(0)))
+    sizes = found[-1][1]
+    return sizes if first else sizes[::-1]
 
 
-def _cost(shape: MPSShape, tokens: int, backward: bool, sizes: tuple[int, ...]) -> int:
-    cores, blocks, merging = shape.full_cores, [], 0
-    for at, size in zip((sum(sizes[:k]) for k in range(len(sizes))), sizes):
-        block = cores[at : at + size]
-        if shape.carrier == "last":  # mirrored, so that every block reads from its near bond to its far one
-            block = [core[::-1] for core in reversed(block)]
-        D, far = block[-1][1:]
-        for near, site, bond in reversed(block[:-1]):
-            merging += near * site * bond * D * far
-            D *= site
-        blocks.append((block[0][0], D, far))
-    if shape.carrier == "last":
-        blocks.reverse()
-    products, moved, turned, before = [], 0, 0, 1
-    for near, D, far in blocks:
-        products.append(before * max(near, _NARROW) * D * far)
-        if before > 1:  # the state between this block and the nearer ones
-            moved += before * near
-            turned += before * D * far * (shape.carrier == "last")
-        before *= D
-    walk = sum(products)
+def _cost(cores, start, end, tokens, backward, first):
+    """Of the block of ``cores`` (near bond, site, far bond) from ``start`` to ``end``, the carrier's end first."""
+    near, (D, far), merging = cores[start][0], cores[end - 1][1:], 0
+    for left, site, bond in reversed(cores[start : end - 1]):
+        merging += left * site * bond * D * far
+        D *= site
+    before = prod(site for _, site, _ in cores[:start])
+    product = before * max(near, _NARROW) * D * far
+    moved = before * near if start else 0  # the state between this block and the nearer ones
     if not backward:
-        return merging + tokens * (walk + _MOVE * moved)
-    return 3 * merging + tokens * (3 * walk - products[0] + 3 * _MOVE * moved + _TURN * turned)
+        return merging + tokens * (product + _MOVE * moved)
+    turned = 0 if first or not start else before * D * far
+    return 3 * merging + tokens * ((3 if start else 2) * product + 3 * _MOVE * moved + _TURN * turned)
