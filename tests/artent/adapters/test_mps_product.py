@@ -273,6 +273,8 @@ def test_the_papers_parameter_count():
 
 
 def test_balanced_sites_multiply_to_the_dimension_and_are_as_even_as_divisors_allow():
+    for count in (2, 3, 4, 5):
+        assert all(balanced_sites(d**count, count) == (d,) * count for d in range(1, 17))
     for n in (1, 2, 7, 24, 257, 768, 2048, 4096, 11008, 14336):
         for count in (2, 3, 4):
             sites = balanced_sites(n, count)

@@ -1,9 +1,10 @@
 """base + scaling · x Aᵀ Bᵀ, the factors given as chains of cores, in the cheapest order; A and B are never saved.
 
-Autograd keeps the input, the hidden state (tokens, r) and the parameters: no more than LoRA keeps, and no cast of
-them. (Of a float32 input under autocast LoRA keeps a cast for every projection that reads it, and this the input
-itself: once for all of them, and more only where there is one.) A product walks over *blocks* of neighbouring cores: each is contracted first, then meets the tokens. One
-block is the dense factor; a block for every core never forms it. ``grouping`` counts what each choice costs.
+Autograd keeps the input, the hidden state (tokens, r) and the parameters: no more than LoRA keeps, and no casts of
+them. (Under autocast LoRA keeps a cast of a float32 input for every projection that reads it, this keeps the input
+itself, once for all of them: more where there is only one.) A product walks over *blocks* of neighbouring cores: each
+is contracted first, then meets the tokens. One block is the dense factor; a block for every core never forms it.
+``grouping`` counts what each choice costs.
 """
 
 from contextlib import nullcontext
