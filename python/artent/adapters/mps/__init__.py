@@ -4,9 +4,15 @@ Importing this package makes PEFT know the method; ``import artent`` does so whe
 """
 
 from artent.adapters.mps import peft_shim
-from artent.adapters.mps.config import MPSConfig
-from artent.adapters.mps.convert import Conversion, ConvertedUpdate, from_lora, to_lora
-from artent.adapters.mps.model import MPSModel
+
+try:
+    from artent.adapters.mps.config import MPSConfig
+    from artent.adapters.mps.convert import Conversion, ConvertedUpdate, from_lora, to_lora
+    from artent.adapters.mps.model import MPSModel
+except ImportError as error:
+    if (error.name or "").startswith("peft"):  # a name that this PEFT has elsewhere, or not yet
+        raise peft_shim.unsupported(error) from error
+    raise
 
 peft_shim.register(MPSConfig, MPSModel)
 

@@ -21,7 +21,8 @@ _SWAPPED_ALIKE = (
 )
 
 
-def _unsupported(error) -> ImportError:
+def unsupported(error) -> ImportError:
+    """``error`` in a sentence that says which versions of PEFT work."""
     return ImportError(
         f"artent's MPS adapter cannot register with peft {peft.__version__} ({type(error).__name__}: {error}). It is "
         f"tested with peft {TESTED}: install one of these, or use LoRA with this one"
@@ -32,7 +33,7 @@ try:
     from peft.tuners.tuners_utils import BaseTuner
     from peft.utils import PeftType, hotswap, register_peft_method
 except ImportError as error:
-    raise _unsupported(error) from error
+    raise unsupported(error) from error
 
 # Older versions train the biases that ``bias`` asks for and then leave them out of what is saved.
 SAVES_BIAS = hasattr(BaseTuner, "_get_learnable_bias_state_dict")
@@ -67,7 +68,7 @@ def register(config_cls, model_cls) -> None:
         hotswap.check_hotswap_configs_compatible = _without_patterns(hotswap.check_hotswap_configs_compatible)
         register_peft_method(name=NAME.lower(), config_cls=config_cls, model_cls=model_cls, prefix=PREFIX)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise _unsupported(error) from error
+        raise unsupported(error) from error
 
 
 def _without_patterns(check):
@@ -88,4 +89,4 @@ def _without_patterns(check):
 try:
     PEFT_TYPE = _add_member()
 except (AttributeError, KeyError, TypeError, ValueError) as error:
-    raise _unsupported(error) from error
+    raise unsupported(error) from error
