@@ -187,7 +187,7 @@ def _cost(cores, start, end, tokens, backward, first):
     for left, site, bond in reversed(cores[start : end - 1]):
         merging += left * site * bond * D * far
         D *= site
-    before = prod(site for _, site, _ in cores[:start])
+    before = prod([site for _, site, _ in cores[:start]])  # a list: torch.compile takes no generator here
     product = before * max(near, _NARROW) * D * far
     moved = before * near if start else 0  # the state between this block and the nearer ones
     if not backward:
