@@ -193,7 +193,14 @@ def test_what_cannot_be_converted_is_told(case, tmp_path):
         artent.from_lora(build(tmp_path), **options)
 
 
-def test_what_is_not_mps_is_told():
+def test_what_is_not_mps_is_told(tmp_path):
+    with pytest.raises(ValueError, match=r"peft_type='LOHA'\)\. Only MPS adapters can be converted back"):
+        artent.to_lora(_folder(tmp_path / "loha", peft.LoHaConfig(r=2, target_modules=["q_proj"])))
+    folder = _folder(tmp_path / "later", MPSConfig(chi=2, target_modules=["q_proj"]))
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"gates": "learnt"}))
+    with pytest.raises(ValueError, match="gates='learnt' has no counterpart in LoRA: saved by a later artent"):
+        artent.to_lora(folder)
     with pytest.raises(ValueError, match="expected an adapter of type ARTENT_MPS, got LORA"):
         artent.to_lora(adapted(lora()))
     with pytest.raises(TypeError, match=r"artent\.MPSUpdate, got LoRAUpdate"):

@@ -34,10 +34,11 @@ _PASSED_OVER = {
     *("bias", "peft_type", "peft_version", "init_lora_weights", "fan_in_fan_out", "megatron_core", "loftq_config"),
     *("eva_config", "corda_config", "lora_ga_config", "qalora_group_size"),
 }
-_ADVICE = (
-    "Only plain LoRA can be converted: merge this adapter into its base, or have PEFT save it as plain LoRA "
-    "(save_pretrained with path_initial_model_for_weight_conversion for PiSSA, OLoRA, CorDA and LoRA-GA)"
-)
+_ADVICE = {
+    "LORA": "Only plain LoRA can be converted: merge this adapter into its base, or have PEFT save it as plain LoRA "
+    "(save_pretrained with path_initial_model_for_weight_conversion for PiSSA, OLoRA, CorDA and LoRA-GA)",
+    "ARTENT_MPS": "Only MPS adapters can be converted back to LoRA",
+}
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ def _read(adapter, adapter_name, kind) -> SavedAdapter:
             raise FileNotFoundError(
                 f"adapter: {str(adapter)!r} is no folder with an adapter_config.json (names on the hub are not fetched)"
             )
-        saved = read_folder(adapter, _ADVICE)
+        saved = read_folder(adapter, _ADVICE[kind])
     elif isinstance(adapter, nn.Module):
         model = unwrap(adapter)
         configs = getattr(model, "peft_config", {})
@@ -165,7 +166,7 @@ def _read(adapter, adapter_name, kind) -> SavedAdapter:
             has = f"has {', '.join(map(repr, configs))}" if configs else "has no PEFT adapters"
             raise ValueError(f"adapter_name: the model has no adapter {adapter_name!r}, it {has}")
         tensors = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
-        saved = SavedAdapter(f"adapter {adapter_name!r}", configs[adapter_name].to_dict(), tensors, _ADVICE)
+        saved = SavedAdapter(f"adapter {adapter_name!r}", configs[adapter_name].to_dict(), tensors, _ADVICE[kind])
     else:
         update = {"LORA": "LoRAUpdate", "ARTENT_MPS": "MPSUpdate"}[kind]
         raise TypeError(
@@ -189,7 +190,9 @@ def _carried(saved, bias_only):
     given = saved.config
     extra = set(given) - {*_ALIKE, *_PASSED_OVER, "chi", "sites", "carrier", "tensorize", "init_weights"}
     if odd := [f"{key}={given[key]!r}" for key in sorted(extra) if given[key]]:
-        raise ValueError(f"{saved.where}: {', '.join(odd)} has no counterpart in the other adapter. {_ADVICE}")
+        other = "LoRA" if given["peft_type"] == "ARTENT_MPS" else "MPS"
+        hint = "saved by a later artent?" if other == "LoRA" else _ADVICE["LORA"]
+        raise ValueError(f"{saved.where}: {', '.join(odd)} has no counterpart in {other}: {hint}")
     bias = given.get("bias") or "none"
     alike = {key: given[key] for key in _ALIKE if key in given}
     return alike | {"bias": bias if bias in ("none", "all") else bias_only}
