@@ -266,6 +266,24 @@ def test_a_zero_start_still_has_a_gradient(tensorize):
     assert (layer.get_delta_weight("default") == 0).all()
 
 
+@pytest.mark.parametrize("adapters", [torch.float32, torch.bfloat16])
+def test_a_merged_bfloat16_weight_is_rounded_once(adapters):
+    torch.manual_seed(9)
+    config = MPSConfig(r=8, chi=8, target_modules=["0"], init_weights=False)
+    base = torch.nn.Sequential(torch.nn.Linear(512, 256, bias=False)).bfloat16()
+    model = peft.get_peft_model(base, config, autocast_adapter_dtype=adapters == torch.float32)
+    model.add_adapter("second", config, autocast_adapter_dtype=adapters == torch.float32)
+    layer = model.base_model.model[0]
+    exact = layer.base_layer.weight.double()
+    for name in ("default", "second"):
+        A, B = layer.artent_mps_A[name], layer.artent_mps_B[name].weight.detach()
+        assert {core.dtype for core in (*A.cores, B)} == {adapters}
+        exact = exact + B.double() @ dense(A.shape, [core.detach().double() for core in A.cores])  # r = lora_alpha
+    model.merge_adapter(adapter_names=["default", "second"])
+    best = (exact.bfloat16() - exact).abs()
+    assert ((layer.base_layer.weight - exact).abs() <= best + 1e-5 * exact.abs().max()).all()
+
+
 def test_the_papers_parameter_count():
     """4096 × 4096, r = 256, χ = 32, sites (64, 64): 64·32 + 32·64·256 + 4096·256 against LoRA's 2·4096·256."""
     model = adapted(lambda r: MPSConfig(r=r, chi=32, sites=(64, 64), target_modules=["0"]), 4096, 256)
