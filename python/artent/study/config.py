@@ -65,8 +65,8 @@ class StudyConfig:
     batch: int = 4
     pretrain_steps: int = 220
     pretrain_lr: float = 3e-3
-    tune_steps: int = 36
-    measure_every: int = 12
+    tune_steps: int = 30
+    measure_every: int = 10
     methods: tuple[Method, ...] = (
         Method("full-ft", 1e-3),
         Method("lora", 2e-2, rank=4),
