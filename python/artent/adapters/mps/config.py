@@ -35,7 +35,7 @@ class MPSConfig(PeftConfig):
             ≥ 2 for K balanced sites; or the sites themselves, the most significant first, whose product must be the
             dimension of every tensorised side.
         carrier: the end core that carries r, ``"first"``, ``"last"``, or ``"auto"``: the end with the smaller site
-            (the first on a tie), which takes the fewest parameters.
+            (the first on a tie), which takes the fewest parameters where all bonds are equal.
         tensorize: ``"A"`` (as in the paper), ``"B"`` or ``"both"``.
         target_modules: names, name endings or a regular expression of ``nn.Linear`` and ``Conv1D`` modules, or
             ``"all-linear"``; None for the model type's usual LoRA targets.
