@@ -7,7 +7,8 @@ import pytest
 import torch
 from artent import LoRAUpdate, MPSUpdate
 from artent.adapters.mps.layer import Factor
-from artent.mps import balanced_sites, largest_bonds
+from artent.mps import balanced_sites, contract, largest_bonds
+from artent.tt import tt_svd
 
 M, N, R = 30, 48, 5
 EPS = {torch.float64: 1e-14, torch.float32: 1e-6}
@@ -101,6 +102,24 @@ def test_longer_chains_lose_what_their_bonds_must_and_no_more_than_its_sum(sites
     assert tails.max() * (1 - 1e-12) <= error <= tails.norm() * (1 + 1e-12)
 
 
+@pytest.mark.parametrize("carrier", ["first", "last"])
+@pytest.mark.parametrize("tol", [None, 0.5])
+def test_the_squared_error_told_is_that_of_all_bonds_together(tol, carrier):
+    given = update()
+    cores, shape, lost = tt_svd(given.A, given.B, (4, 2, 2, 3), carrier, (3, 5, 2), tol=tol)
+    delta = product(given)
+    assert min(a - b for a, b in zip(largest_bonds(R, shape.sites, carrier), shape.bonds)) > 0
+    assert lost == pytest.approx(((given.B @ contract(cores, shape) - delta).norm() / delta.norm()).item() ** 2)
+
+
+def test_what_is_small_beside_the_rest_comes_back_too():
+    generator = torch.Generator().manual_seed(4)
+    given = update()
+    A = given.A[:1] + 1e-11 * torch.randn(R, N, generator=generator, dtype=torch.float64)
+    back = artent.from_lora(LoRAUpdate(given.B, A), sites=3).update.factors()[1]
+    assert (back - A).norm() < 1e-14 * A.norm()
+
+
 def test_what_the_other_factor_does_not_read_is_kept_where_there_is_room():
     given = update()
     rows, cols = balanced_sites(N)
@@ -178,8 +197,11 @@ def test_a_chain_comes_back_through_lora_at_its_own_bonds():
     back, error = artent.from_lora(plain, sites=(4, 3, 4), chi=(3, 2), carrier="first")
     assert error < 1e-14
     assert (back.factors()[1] - plain.A).norm() < 1e-13 * plain.A.norm()
-    half = artent.to_lora(MPSUpdate(B.bfloat16(), [core.bfloat16() for core in cores]))
-    assert half.A.dtype == torch.bfloat16
+    short = [core.detach().bfloat16() for core in cores]
+    half = artent.to_lora(MPSUpdate(B.bfloat16(), short)).A
+    exact = torch.einsum("rai,ibj,jc->rabc", *(core.double() for core in short)).reshape(R, 48)
+    assert half.dtype == torch.bfloat16
+    assert ((half - exact).abs() <= (exact.bfloat16() - exact).abs() + 1e-12).all()  # rounded once
     half, error = artent.from_lora(LoRAUpdate(B.bfloat16(), plain.A.detach().bfloat16()), chi=3)
     expected = product(LoRAUpdate(B.bfloat16(), plain.A.bfloat16()))
     assert half.A[0].dtype == torch.bfloat16

@@ -103,6 +103,11 @@ def test_several_active_adapters_add_up():
     layer = model.get_base_model().get_submodule(Q0)
     for adapter in ("default", "second"):
         assert all(p.grad.norm() > 0 for p in [*layer.artent_mps_A[adapter].cores, *layer.artent_mps_B[adapter].cores])
+    with torch.no_grad():
+        exact = dict(weight_updates(model.bfloat16().double()))[Q0].dense()
+        joined = dict(weight_updates(model.bfloat16()))[Q0]
+    assert joined.A.dtype == joined.B.dtype == torch.float32  # a sum is not rounded to the cores' dtype
+    assert (joined.dense() - exact).norm() <= 1e-6 * exact.norm()
     model.set_adapter("second")
     assert sorted(dict(weight_updates(model))) == [Q0, Q0.replace(".0.", ".1.")]
 
