@@ -157,6 +157,10 @@ BROKEN = {
         "TypeError",
     ),
     "registration refuses": ("peft.utils.register_peft_method = lambda name, **_: {}[name]", "KeyError: 'artent_mps'"),
+    "a name that the layers need is gone": (
+        "import peft.tuners.tuners_utils as t; del t.onload_layer",
+        "onload_layer",
+    ),
     "a method has to define more": (
         "import abc; from peft.tuners.tuners_utils import BaseTuner as B; B.more = abc.abstractmethod(lambda self: 0);"
         "B.__abstractmethods__ |= {'more'}",
