@@ -84,14 +84,10 @@ def core_ranks(update: MPSUpdate) -> dict[int, int]:
     """
     m, r = update.shape[0], update.rank
     ranks = {}
-    for cores, start, cut_at_first in ((update.B, 1, False), (update.A, m, True)):
-        if isinstance(cores, torch.Tensor):
-            continue
-        carrier_first = cores[0].ndim == 3
-        beside = 1 if carrier_first == cut_at_first else r
-        for k in range(1, len(cores)):
-            D = start * prod(core.shape[-2] for core in cores[:k])
-            ranks[D] = cores[k - 1].shape[-1] * beside
+    for chain, start, cut_at_first in zip(update.chains, (1, m), (False, True)):
+        beside = 1 if (chain.carrier == "first") == cut_at_first else r
+        for k, chi in enumerate(chain.bonds, start=1):
+            ranks[start * prod(chain.sites[:k])] = chi * beside
     return ranks
 
 
