@@ -6,6 +6,7 @@ import numpy as np
 import peft
 import torch
 from artent import MPSConfig
+from artent.mps import MPSShape, largest_bonds
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
@@ -38,6 +39,11 @@ def gpt2():
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=48, n_embd=24, n_layer=1, n_head=2, n_positions=16, use_cache=False)
     return GPT2LMHeadModel(config).eval()
+
+
+def chain_shape(r, sites, carrier, chi=4):
+    """A chain whose bonds are ``chi``, or what they can hold."""
+    return MPSShape(r, sites, tuple(min(chi, most) for most in largest_bonds(r, sites, carrier)), carrier)
 
 
 def mps(**options):

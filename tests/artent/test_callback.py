@@ -5,11 +5,10 @@ import pytest
 import torch
 from artent import attach
 from artent.records import read_records
+from tiny_training import TEXTS, training_arguments
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 KEYS = {f"artent/{name}" for name in ("cut_entropy", "valley_depth", "effective_rank", "s_ext")}
-TEXTS = [{"input_ids": [(7 * i + 3 * j) % 31 for j in range(16)]} for i in range(12)]
-TEXTS = [{**text, "labels": text["input_ids"]} for text in TEXTS]
 
 
 def build(kind="full-ft"):
@@ -41,16 +40,8 @@ class CountingTrainer(Trainer):
 
 
 def trainer(folder, kind="full-ft", cls=Trainer, model=None, **options):
-    defaults = {"max_steps": 6, "logging_steps": 2, "save_strategy": "no", "learning_rate": 1e-2}
-    arguments = TrainingArguments(
-        str(folder),
-        **defaults | options,
-        per_device_train_batch_size=2,
-        use_cpu=True,
-        report_to="none",
-        disable_tqdm=True,
-        seed=3,
-    )
+    defaults = {"max_steps": 6, "logging_steps": 2, "save_strategy": "no"}
+    arguments = training_arguments(folder, **defaults | options)
     return cls(model=model or build(kind), args=arguments, train_dataset=TEXTS, eval_dataset=TEXTS[:3])
 
 

@@ -75,7 +75,7 @@ def profile_nulls(model, base, config):
     for name, update in tqdm(updates.items(), desc="nulls", unit="module", leave=False):
         profile = profiles[name]
         chain = isinstance(update, artent.MPSUpdate)
-        alike = (profile.shape, profile.rank, _core_shapes(update) if chain else None)
+        alike = (profile.shape, profile.rank, update.chains if chain else None)
         if alike not in gaussian:  # it knows only the shapes
             gaussian[alike] = theory.gaussian_null(update, **options)
         haar = theory.haar_null(update, **options)
@@ -94,10 +94,3 @@ def profile_nulls(model, base, config):
             }
         )
     return records
-
-
-def _core_shapes(update):
-    return tuple(
-        tuple(part.shape for part in ([factor] if isinstance(factor, torch.Tensor) else factor))
-        for factor in (update.B, update.A)
-    )

@@ -5,12 +5,7 @@ from itertools import combinations, pairwise
 import pytest
 import torch
 from artent.adapters.mps import product
-from artent.mps import MPSShape, largest_bonds
-
-
-def shape(r, sites, carrier, chi):
-    return MPSShape(r, sites, tuple(min(chi, most) for most in largest_bonds(r, sites, carrier)), carrier)
-
+from mps_models import chain_shape
 
 # Multiply-adds a token by hand, at n = 2048, χ = 32. Over many tokens it does not count that cores are contracted.
 BY_HAND = {
@@ -26,7 +21,7 @@ BY_HAND = {
 @pytest.mark.parametrize("case", BY_HAND)
 def test_blocks_are_the_cheapest_for_the_tokens(case):
     r, sites, tokens, carrier, sizes = BY_HAND[case]
-    chain = shape(r, sites, carrier, chi=32)
+    chain = chain_shape(r, sites, carrier, chi=32)
     assert [product.grouping(chain, tokens, backward) for backward in (False, True)] == [sizes] * 2
 
 
@@ -41,11 +36,11 @@ def test_a_chain_of_many_cores_is_planned_as_well_as_by_trying_every_way(carrier
 
     for _ in range(30):
         r, chi, *sites = torch.randint(1, 65, (2,)).tolist() + torch.randint(1, 9, (6,)).tolist()
-        chain = shape(r, tuple(sites), carrier, chi)
+        chain = chain_shape(r, tuple(sites), carrier, chi)
         cores = chain.full_cores if first else [core[::-1] for core in reversed(chain.full_cores)]
         for tokens, backward in ((1, False), (64, True), (4096, True)):
             sizes = product.grouping(chain, tokens, backward)
             sizes = sizes if first else sizes[::-1]
             ends = [sum(sizes[:k]) for k in range(len(sizes) + 1)]
             assert cost(cores, ends, tokens, backward) == min(cost(cores, e, tokens, backward) for e in every)
-    assert sum(product.grouping(shape(16, (2,) * 40, carrier, 8), 512, True)) == 40  # 2³⁹ ways
+    assert sum(product.grouping(chain_shape(16, (2,) * 40, carrier, 8), 512, True)) == 40  # 2³⁹ ways

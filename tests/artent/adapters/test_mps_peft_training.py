@@ -8,10 +8,8 @@ from artent.records import read_records
 from mps_models import TOKENS, adapted, layers, llama, mps, shake, trainable
 from peft import PeftModel
 from peft.utils.other import fsdp_auto_wrap_policy
-from transformers import LlamaForSequenceClassification, Trainer, TrainingArguments
-
-TEXTS = [{"input_ids": [(7 * i + 3 * j) % 31 for j in range(16)]} for i in range(12)]
-TEXTS = [{**text, "labels": text["input_ids"]} for text in TEXTS]
+from tiny_training import TEXTS, training_arguments
+from transformers import LlamaForSequenceClassification, Trainer
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
@@ -57,15 +55,7 @@ def trainer(folder, steps, **options):
     torch.manual_seed(4)
     for layer in layers(model).values():
         layer.reset_parameters("default")
-    arguments = TrainingArguments(
-        str(folder),
-        **{"max_steps": steps, "save_steps": 2, "logging_steps": 1, "learning_rate": 1e-2} | options,
-        per_device_train_batch_size=2,
-        use_cpu=True,
-        report_to="none",
-        disable_tqdm=True,
-        seed=3,
-    )
+    arguments = training_arguments(folder, **{"max_steps": steps, "save_steps": 2, "logging_steps": 1} | options)
     return Trainer(model=model, args=arguments, train_dataset=TEXTS)
 
 

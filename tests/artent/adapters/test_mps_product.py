@@ -8,16 +8,13 @@ import torch
 from artent import MPSConfig
 from artent.adapters.mps import product
 from artent.adapters.mps.product import AdaptedOutput
-from artent.mps import MPSShape, balanced_sites, contract, largest_bonds
+from artent.mps import MPSShape, balanced_sites, contract
+from mps_models import chain_shape
 from torch.utils._python_dispatch import TorchDispatchMode
 
 N, M, R, SCALING = 24, 30, 5, 0.7
 A_SITES = [(24,), (4, 6), (6, 4), (2, 3, 4), (2, 3, 2, 2), (1, 24)]
 B_SITES = [(30,), (5, 6), (5, 3, 2)]
-
-
-def shape(r, sites, carrier, chi=4):
-    return MPSShape(r, sites, tuple(min(chi, most) for most in largest_bonds(r, sites, carrier)), carrier)
 
 
 def random_cores(shape, dtype=torch.float64):
@@ -48,7 +45,7 @@ def groupings(count):
 @pytest.mark.parametrize("a_sites", A_SITES)
 def test_values_and_gradients_are_those_of_the_dense_product_in_every_grouping(a_sites, b_sites, carriers, monkeypatch):
     torch.manual_seed(0)
-    a, b = shape(R, a_sites, carriers[0]), shape(R, b_sites, carriers[1], chi=3)
+    a, b = chain_shape(R, a_sites, carriers[0]), chain_shape(R, b_sites, carriers[1], chi=3)
     A, B, (x, base) = random_cores(a), random_cores(b), inputs()
     assert torch.allclose(contract(A, a), dense(a, A), rtol=1e-13, atol=1e-12)
     expected = base + SCALING * x @ dense(a, A).mT @ dense(b, B)
@@ -68,7 +65,7 @@ def test_values_and_gradients_are_those_of_the_dense_product_in_every_grouping(a
 @pytest.mark.parametrize("sites", [(12,), (3, 4), (2, 3, 2), (2, 1, 3, 2)])
 def test_gradcheck_to_second_order(sites, carrier):
     torch.manual_seed(1)
-    a, b = shape(3, sites, carrier, chi=2), shape(3, (2, 4), carrier, chi=2)
+    a, b = chain_shape(3, sites, carrier, chi=2), chain_shape(3, (2, 4), carrier, chi=2)
     x, base = (torch.randn(2, width, dtype=torch.float64, requires_grad=True) for width in (12, 8))
 
     def f(x, base, *cores):
@@ -82,7 +79,7 @@ def test_gradcheck_to_second_order(sites, carrier):
 @pytest.mark.parametrize("frozen", ["x", "base", "A", "B", "one core"])
 def test_what_needs_no_gradient_gets_none_and_the_rest_is_unchanged(frozen):
     torch.manual_seed(2)
-    a, b = shape(R, (2, 3, 4), "first"), shape(R, (30,), "last")
+    a, b = chain_shape(R, (2, 3, 4), "first"), chain_shape(R, (30,), "last")
     named = dict(zip(("x", "base"), inputs())) | {"A": random_cores(a), "B": random_cores(b)}
 
     def gradients():
@@ -104,7 +101,7 @@ def test_what_needs_no_gradient_gets_none_and_the_rest_is_unchanged(frozen):
 @pytest.mark.parametrize("tokens", [(), (0,), (1,), (2, 0, 3), (7,)])
 def test_any_number_of_tokens_contiguous_or_not(tokens):
     torch.manual_seed(3)
-    a, b = shape(R, (4, 6), "last"), shape(R, (5, 6), "first")
+    a, b = chain_shape(R, (4, 6), "last"), chain_shape(R, (5, 6), "first")
     A, B = random_cores(a), random_cores(b)
     x, base = inputs(tokens=(*tokens,))
     for given in (x, x.detach().mT.contiguous().mT if x.ndim > 1 else x):
@@ -118,7 +115,7 @@ def test_any_number_of_tokens_contiguous_or_not(tokens):
 def test_the_output_may_be_written_in_place(tokens):
     """As ``nn.ReLU(inplace=True)`` behind a layer does."""
     torch.manual_seed(3)
-    a, b = shape(R, (4, 6), "first"), shape(R, (30,), "last")
+    a, b = chain_shape(R, (4, 6), "first"), chain_shape(R, (30,), "last")
     given = [*inputs(tokens=tokens), *random_cores(a), *random_cores(b)]
     found = []
     for relu in (torch.relu, torch.relu_):
@@ -131,7 +128,7 @@ def test_the_output_may_be_written_in_place(tokens):
 def test_low_precision_is_as_exact_as_loras_products(dtype):
     """Against float64 of the same parameters, within 1.5 × LoRA's own error: A is rounded once more, no else."""
     torch.manual_seed(4)
-    a, b = shape(16, (16, 32), "first", chi=16), shape(16, (256,), "last")
+    a, b = chain_shape(16, (16, 32), "first", chi=16), chain_shape(16, (256,), "last")
     A = [(core / 4).detach().to(dtype) for core in random_cores(a)]
     B = [(core / 4).detach().to(dtype) for core in random_cores(b)]
     x, base = torch.randn(64, 512, dtype=dtype), torch.randn(64, 256, dtype=dtype)
@@ -196,7 +193,7 @@ def test_nothing_of_outputs_by_inputs_is_ever_formed(sites, carrier):
     n = m = 4096
     torch.manual_seed(6)
     sites = balanced_sites(n, 2 if sites == "balanced" else sites)
-    a, b = shape(16, sites, carrier, chi=8), MPSShape(16, (m,), (), "last")
+    a, b = chain_shape(16, sites, carrier, chi=8), MPSShape(16, (m,), (), "last")
     x, base = torch.randn(8, n, requires_grad=True), torch.randn(8, m)
     with _Largest() as seen:
         out = AdaptedOutput.apply(x, base, 1.0, torch.float32, a, b, *random_cores(a, None), *random_cores(b, None))

@@ -7,11 +7,8 @@ import pytest
 import torch
 from artent import MPSConfig
 from artent.adapters.mps.layer import Factor
-from artent.mps import MPSShape, balanced_sites, largest_bonds
-
-
-def shape(r, sites, carrier, chi):
-    return MPSShape(r, sites, tuple(min(chi, most) for most in largest_bonds(r, sites, carrier)), carrier)
+from artent.mps import balanced_sites
+from mps_models import chain_shape
 
 
 def adapted(config, inputs=512, outputs=512):
@@ -32,7 +29,7 @@ def adapted(config, inputs=512, outputs=512):
 def test_the_cores_start_with_loras_variance(sites, chi, carrier):
     """The mean square of A over draws is 1/(3n): LoRA's kaiming_uniform_(a=√5). Within five standard errors."""
     torch.manual_seed(7)
-    factor = Factor(shape(8, sites, carrier, chi))
+    factor = Factor(chain_shape(8, sites, carrier, chi))
     squares = []
     for _ in range(400):
         factor.reset(1 / (3 * 256))
