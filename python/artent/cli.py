@@ -1,9 +1,10 @@
-"""The command line: ``artent study`` and ``artent report``, ``artent attention``. Thin: the work is done elsewhere."""
+"""The command line: study, report, profile, attention. Thin: the work is done elsewhere."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 
 from artent_ext._version import __version__
@@ -39,6 +40,12 @@ def _parser():
     parser.add_argument("--version", action="version", version=f"artent {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
 
+    for add in (_study_parser, _report_parser, _profile_parser, _attention_parser):
+        add(commands)
+    return parser
+
+
+def _study_parser(commands):
     study = commands.add_parser("study", help="pretrain, fine-tune and measure a small model; minutes on a laptop")
     study.add_argument("--config", default="quick", help="quick takes minutes, smoke seconds (%(default)s)")
     study.add_argument("--out", default="artent-study", help="folder of records, figures and report (%(default)s)")
@@ -48,10 +55,43 @@ def _parser():
     )
     study.set_defaults(run=_study, stopped="; what was measured is kept, and --resume goes on")
 
+
+def _report_parser(commands):
     report = commands.add_parser("report", help="write report.html and figures from a study's records")
     report.add_argument("runs", nargs="+", metavar="RUN", help="folder of a study")
     report.set_defaults(run=_report)
 
+
+def _profile_parser(commands):
+    profile = commands.add_parser("profile", help="entanglement of what fine-tuning wrote, module by module")
+    profile.add_argument(
+        "tuned", metavar="TUNED", help="folder of a PEFT adapter or a checkpoint, or a .safetensors file"
+    )
+    profile.add_argument("--base", metavar="BASE", help="what it was tuned from; not needed for LoRA and MPS adapters")
+    profile.add_argument(
+        "--targets",
+        type=_targets,
+        metavar="T,T,…",
+        help="endings of names, such as q_proj,v_proj, or a regular expression for whole names (all that changed)",
+    )
+    profile.add_argument(
+        "--method", choices=("auto", "exact", "randomized"), default="auto", help="auto is exact without --max-error"
+    )
+    profile.add_argument("--max-error", type=float, metavar="E", help="the error in the entropies to be met")
+    profile.add_argument("--rank", type=_positive, metavar="K", help="columns of the sketch, if randomized")
+    profile.add_argument("--alpha", type=float, default=1.0, metavar="A", help="Rényi order (1: von Neumann)")
+    profile.add_argument("--log-base", type=float, metavar="B", help="unit of the entropies, 2 for bits (nats)")
+    profile.add_argument("--device", default="cpu", help="where it is computed (%(default)s)")
+    profile.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    profile.add_argument(
+        "--out", metavar="DIR", help="write DIR/results.jsonl, DIR/profiles.parquet and DIR/figures/*.png"
+    )
+    profile.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    profile.add_argument("--plot", action=argparse.BooleanOptionalAction, help="draw figures (where there is --out)")
+    profile.set_defaults(run=_profile, extra="transformers")
+
+
+def _attention_parser(commands):
     attention = commands.add_parser("attention", help="entanglement of a model's attention on a text")
     attention.add_argument("model", metavar="MODEL", help="folder or hub name of a causal LM, or of a PEFT adapter")
     attention.add_argument("--text", required=True, metavar="FILE", help="utf-8 text; - is standard input")
@@ -72,11 +112,22 @@ def _parser():
     )
     attention.add_argument("--plot", action=argparse.BooleanOptionalAction, help="draw figures (where there is --out)")
     attention.set_defaults(run=_attention)
-    return parser
 
 
 def _integers(text):
     return tuple(_natural(part) for part in text.split(","))
+
+
+def _targets(text):
+    """Endings between commas, as a list; what could not be names is a regular expression."""
+    parts = [part.strip() for part in text.split(",")]
+    if all(re.fullmatch(r"[\w.-]*", part) for part in parts):
+        if not all(parts):
+            raise argparse.ArgumentTypeError(
+                f"expected endings with commas between them, such as q_proj,v_proj; got {text!r}"
+            )
+        return parts
+    return text
 
 
 def _positive(text):
@@ -106,8 +157,14 @@ def _report(options):
         _tell(write_report(run))
 
 
+def _profile(options):
+    from artent.commands.profile import run
+
+    run(options)
+
+
 def _attention(options):
-    from artent.attention.command import run
+    from artent.commands.attention import run
 
     run(options)
 

@@ -11,7 +11,8 @@ from tqdm import tqdm
 from artent import theory
 from artent.attention.measure import attention_entanglement
 from artent.attention.table import growth_by_layer, lines
-from artent.records import RecordWriter, read_records
+from artent.commands.options import device, drawing, records_in, something_else
+from artent.records import RecordWriter
 from artent_ext import attention_spectral_entropy
 from artent_ext._version import __version__
 
@@ -20,15 +21,15 @@ _FEWEST = 16  # tokens: fewer say nothing
 
 def run(options):
     """Measure and tell. ``options``: what ``artent.cli`` parsed. Raises ValueError for what can't be used."""
-    plots = _plots(options)
-    if options.out is not None:
-        _check_folder(Path(options.out))
-    device = _device(options.device)
+    plots = drawing(options)
+    if options.out is not None and any(r.get("command") != "attention" for r in records_in(options.out)):
+        raise something_else(options.out)
+    where = device(options.device)
     text = read_text(options.text)
     from artent.attention.load import load_model
 
     terminal = sys.stderr.isatty()
-    model, tokenizer = load_model(options.model, dtype=getattr(torch, options.dtype), device=device, quiet=not terminal)
+    model, tokenizer = load_model(options.model, dtype=getattr(torch, options.dtype), device=where, quiet=not terminal)
     ids, read, limit = tokens(tokenizer, text, model, options.max_tokens)
     _check_lengths(options.lengths, ids.shape[1], limit)
 
@@ -54,7 +55,7 @@ def run(options):
         "text": options.text,
         "tokens_read": read,
         "dtype": options.dtype,
-        "device": str(device),
+        "device": str(where),
         "seconds": time.perf_counter() - start,
         **result.to_dict(),
         "growth": growth_by_layer(result),
@@ -110,36 +111,6 @@ def _check_lengths(lengths, used, limit):
         raise ValueError(f"--text: {short}, too few to measure: {_FEWEST} are the least, or give --lengths")
     if lengths is not None and max(lengths) > used:
         raise ValueError(f"--lengths: {max(lengths)} asked for, and {short}")
-
-
-def _plots(options):
-    """The module that draws, imported before anything is measured; None where nothing is to be drawn."""
-    if options.plot and options.out is None:
-        raise ValueError("--plot needs --out, the folder that figures are written to")
-    if options.out is None or options.plot is False:
-        return None
-    from artent import plots
-
-    plots.plt.switch_backend("Agg")  # no window, wherever this runs
-    return plots
-
-
-def _check_folder(folder):
-    path = folder / "results.jsonl"
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--out: {folder} is a file, expected a folder")
-    if path.exists() and any(record.get("command") != "attention" for record in read_records(path)):
-        raise ValueError(f"--out: {path} holds records of something else (a study?); choose another folder")
-
-
-def _device(name):
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"--device: {name!r} is none that torch knows; expected cpu, cuda or cuda:1") from None
-    if device.type == "cuda" and not (device.index or 0) < torch.cuda.device_count():
-        raise ValueError(f"--device: {name!r} asked for, and torch sees {torch.cuda.device_count()} CUDA devices")
-    return device
 
 
 def _tell(record, result, limit):
