@@ -6,10 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
+from artent.pending import PendingUpdate
+from artent.safetensors_files import SafetensorsFiles
 from artent.updates import LoRAUpdate, MPSUpdate, is_zero
-from artent.weights import SafetensorsFiles, difference, module_name, select
+from artent.weights import check_pair, difference, module_name, resolved, select
 
 # Starts of LoRA that leave the base weight alone. PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA do not.
 BASE_KEPT = (True, False, "gaussian", "eva", "orthogonal", "mica")
@@ -67,16 +70,27 @@ class SavedAdapter:
         if not self.modules:
             raise ValueError(f"{where}: none of its {len(tensors)} tensors is a factor of {kind} ({_DAMAGED})")
 
+    def pending(self, module: str) -> PendingUpdate:
+        """The update of ``module``, read later. Raises ValueError where the shapes of its tensors make none."""
+        keys = self.modules[module]
+        self._check(module)
+
+        def alike(factor):  # one number, spread over the shape
+            facts = {key: self.tensors.facts(key) for key in keys[factor]}
+            return {key: torch.zeros((), dtype=f.dtype or torch.int8).expand(f.shape) for key, f in facts.items()}
+
+        def read(whole):
+            update = self.update(module)
+            return None if update is None or is_zero(update) else update
+
+        shapes = self._made(module, alike("B"), alike("A"))
+        return PendingUpdate(module, shapes.shape, shapes.rank, read)
+
     def update(self, module: str) -> LoRAUpdate | MPSUpdate | None:
         """The update of ``module``, zero or not; None where ``lora_alpha`` is zero. Raises ValueError, named."""
+        self._check(module)
         keys = self.modules[module]
-        if set(keys) != {"A", "B"}:
-            found = [key for factor in keys.values() for key in factor]
-            raise ValueError(f"{self.where}: {module} has one factor, {found} ({_DAMAGED})")
-        try:
-            update = self.method.update(*({key: self.tensors[key] for key in keys[factor]} for factor in "BA"))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{self.where}: {module}: {error} ({_DAMAGED}, or a layer that is not linear)") from error
+        update = self._made(module, *({key: self.tensors[key] for key in keys[factor]} for factor in "BA"))
         patterns = (self.config.get("alpha_pattern") or {}).items()
         alpha = next((a for k, a in patterns if re.match(rf"(.*\.)?({k})$", module)), self.config.get("lora_alpha"))
         if alpha is None:
@@ -84,35 +98,59 @@ class SavedAdapter:
         scaling = alpha / (update.rank**0.5 if self.config.get("use_rslora") else update.rank)
         return replace(update, scaling=scaling) if scaling else None
 
+    def _check(self, module):
+        keys = self.modules[module]
+        if set(keys) != {"A", "B"}:
+            found = [key for factor in keys.values() for key in factor]
+            raise ValueError(f"{self.where}: {module} has one factor, {found} ({_DAMAGED})")
 
-def read_folder(path, advice: str = _ADVICE) -> SavedAdapter:
+    def _made(self, module, B, A):
+        try:
+            return self.method.update(B, A)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{self.where}: {module}: {error} ({_DAMAGED}, or a layer that is not linear)") from error
+
+
+def read_folder(path, advice: str = _ADVICE, device="cpu") -> SavedAdapter:
     """The adapter in a folder. Raises ValueError for files that are damaged, and what ``SavedAdapter`` raises."""
+    return SavedAdapter(path, read_config(path), SafetensorsFiles(path, "model_or_path", device), advice)
+
+
+def read_config(path) -> dict:
+    """What a folder's ``adapter_config.json`` says. Raises ValueError where it is damaged."""
     file = Path(path) / "adapter_config.json"
     try:
         config = json.loads(file.read_text())
-        tensors = SafetensorsFiles(path, "model_or_path")
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: is not JSON, {error} ({_DAMAGED})") from error
-    except Exception as error:
-        if type(error).__name__ == "SafetensorError":  # whose module is imported where files are read only
-            raise ValueError(f"{path}: its safetensors cannot be read, {error} ({_DAMAGED})") from error
-        raise
-    return SavedAdapter(path, config, tensors, advice)
+    if not isinstance(config, dict):
+        raise ValueError(f"{file}: holds a {type(config).__name__}, not an adapter's configuration ({_DAMAGED})")
+    return config
 
 
-def folder_updates(path, base, targets):
-    """Yield (name, update or None) of an adapter folder (``adapter_config.json`` beside safetensors).
+def folder_updates(path, base, targets, device="cpu") -> list[PendingUpdate]:
+    """The pending updates of an adapter folder (``adapter_config.json`` beside safetensors).
 
-    Modules saved whole (``modules_to_save``) are read where ``base`` (``Weights``) is given.
+    Modules saved whole (``modules_to_save``) are read where ``base`` (``Weights``) is given, and so are methods whose
+    factors are not the update.
     """
-    saved = read_folder(path)
+    saved = read_folder(path, device=device)
     others = {} if base is None else saved.others  # what was saved whole has to be held against something
+    pending = []
     for name in select([*saved.modules, *others], targets, "adapted modules"):
         if name in saved.modules:
-            update = saved.update(name)
-            yield name, None if update is None or is_zero(update) else update
-        elif (whole := saved.tensors[others[name]]).ndim == 2:
-            yield name, difference(name, whole, base.weight(name))
+            pending.append(saved.pending(name))
+        elif len((facts := saved.tensors.facts(others[name])).shape) == 2:
+            check_pair(name, facts.shape, base.facts(base.key(name)).shape)
+            pending.append(_saved_whole(saved, base, name, others[name], facts.shape))
+    return pending
+
+
+def _saved_whole(saved, base, name, key, shape):
+    def read(whole):
+        return difference(name, saved.tensors[key], resolved(base.weight(name), whole))
+
+    return PendingUpdate(name, shape, None, read, base.parameters(base.key(name)))
 
 
 def plain(name: str) -> str:

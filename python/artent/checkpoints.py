@@ -1,17 +1,16 @@
 """What fine-tuning wrote: the weight updates of a model, and their entanglement profiles."""
 
-import re
 import warnings
 from pathlib import Path
 
 import torch
 
 from artent.adapter_files import folder_updates
+from artent.distributed import processes
+from artent.measure import measure
 from artent.peft_updates import adapted_layers, live_updates
-from artent.profile import entanglement_profile
+from artent.pending import PendingUpdate
 from artent.weights import differences, read_weights, unwrap
-
-_CHUNK = 1 << 26  # elements of dense updates profiled in one call: 256 MiB in float32
 
 
 def weight_updates(model_or_path, base=None, *, targets=None):
@@ -47,19 +46,14 @@ def weight_updates(model_or_path, base=None, *, targets=None):
         TypeError: an argument of another kind.
     """
     unchanged, changed = [], 0
-    for name, update in read_updates(model_or_path, base, targets=targets):
+    for pending in pending_updates(model_or_path, base, targets=targets):
+        update = pending.read()
         if update is None:
-            unchanged.append(name)
+            unchanged.append(pending.name)
         else:
             changed += 1
-            yield name, update
-    if unchanged and (targets is not None or not changed):
-        warnings.warn(
-            f"{len(unchanged)} weights did not change and have no update: {', '.join(unchanged[:4])}"
-            f"{', …' * (len(unchanged) > 4)}. Likely cause: training has not begun (LoRA's B starts at "
-            "zero), they are frozen, or base is the tuned model itself",
-            stacklevel=2,
-        )
+            yield pending.name, update
+    _warn_of_unchanged(unchanged, asked=targets is not None or not changed)
 
 
 def profile_model(model_or_path, base=None, *, targets=None, **options):
@@ -67,46 +61,44 @@ def profile_model(model_or_path, base=None, *, targets=None, **options):
 
     Modules that did not change (LoRA before its first step) are left out, with the warning told there: at
     step 0 the answer is an empty dictionary. No gradients are recorded.
+
+    Where torch.distributed runs, every process calls it: the modules are shared out, sharded ones (FSDP2, ZeRO-3)
+    gathered one at a time, and the first process has all the profiles, the others an empty dictionary.
     """
-    return profile_updates(weight_updates(model_or_path, base, targets=targets), **options)
+    found = list(measure(pending_updates(model_or_path, base, targets=targets), processes=processes(), **options))
+    unchanged = [measured.name for measured in found if measured.profile is None]
+    _warn_of_unchanged(unchanged, asked=targets is not None or len(unchanged) == len(found))
+    return {measured.name: measured.profile for measured in found if measured.profile is not None}
 
 
-def read_updates(model_or_path, base=None, *, targets=None):
-    """As :func:`weight_updates`, but (name, None) for a weight that did not change, and no warning."""
-    base = base if base is None else read_weights(base, "base")
+def pending_updates(model_or_path, base=None, *, targets=None, device="cpu") -> list[PendingUpdate]:
+    """The updates of :func:`weight_updates`, and of weights that may not have changed, by name and shape, unread.
+
+    Files are read to ``device``; live weights are read where they are. Raises what :func:`weight_updates` raises, all
+    that can be known without reading a tensor.
+    """
+    if isinstance(model_or_path, str | Path) and not Path(model_or_path).exists():
+        raise FileNotFoundError(f"model_or_path: there is no file or folder {str(model_or_path)!r}")
+    base = base if base is None else read_weights(base, "base", device)
     if isinstance(model_or_path, torch.nn.Module):
         model = unwrap(model_or_path)
         if layers := adapted_layers(model):
             return live_updates(model, layers, base, targets)
     elif isinstance(model_or_path, str | Path) and (Path(model_or_path) / "adapter_config.json").is_file():
-        return folder_updates(model_or_path, base, targets)
-    if isinstance(model_or_path, str | Path) and not Path(model_or_path).exists():
-        raise FileNotFoundError(f"model_or_path: there is no file or folder {str(model_or_path)!r}")
+        return folder_updates(model_or_path, base, targets, device)
     if base is None:
         raise ValueError(
             "base is missing: the model has no PEFT layers, so its update is the difference from the weights "
             "that it started from. Pass base, a model, a state dict or safetensors"
         )
-    return differences(read_weights(model_or_path, "model_or_path"), base, targets)
+    return differences(read_weights(model_or_path, "model_or_path", device), base, targets)
 
 
-@torch.no_grad()
-def profile_updates(updates, **options):
-    """{name: EntanglementProfile} of (name, update) pairs: in batches, so few dense updates are held at once."""
-    profiles, held, elements = {}, {}, 0
-    for name, update in updates:
-        held[name] = update
-        elements += update.numel() if isinstance(update, torch.Tensor) else 0
-        if elements > _CHUNK:
-            profiles |= _profile(held, options)
-            held, elements = {}, 0
-    return profiles | _profile(held, options)
-
-
-def _profile(updates, options):
-    names = list(updates)
-    try:
-        return dict(zip(names, entanglement_profile(list(updates.values()), **options)))
-    except (TypeError, ValueError) as error:  # which speaks of update[i]
-        message = re.sub(r"update\[(\d+)\]", lambda match: names[int(match[1])], str(error))
-        raise type(error)(message) from error
+def _warn_of_unchanged(names, asked):
+    if names and asked:
+        warnings.warn(
+            f"{len(names)} weights did not change and have no update: {', '.join(names[:4])}"
+            f"{', …' * (len(names) > 4)}. Likely cause: training has not begun (LoRA's B starts at "
+            "zero), they are frozen, or base is the tuned model itself",
+            stacklevel=3,
+        )

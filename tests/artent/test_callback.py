@@ -144,10 +144,10 @@ def test_training_again_starts_from_the_weights_of_then(tmp_path):
     watched = trainer(tmp_path, max_steps=2)
     callback = attach(watched, every=1, external=False)
     watched.train()
-    first = callback.recorder.base
+    first = dict(callback.recorder.base.tensors)
     middle = {name: watched.model.get_parameter(name).clone() for name in first}
     watched.train()
-    assert all(torch.equal(callback.recorder.base[name], tensor) for name, tensor in middle.items())
+    assert all(torch.equal(callback.recorder.base.tensors[name], tensor) for name, tensor in middle.items())
     assert not any(torch.equal(first[name], tensor) for name, tensor in middle.items())
 
 

@@ -162,8 +162,8 @@ def test_a_base_may_be_given_and_the_kept_copy_is_in_the_models_own_dtype():
     model = build("full-ft", torch.bfloat16)
     start = copy.deepcopy(model.state_dict())
     own, given = EntanglementRecorder(model), EntanglementRecorder(model, start, targets=["q_proj"])
-    assert sorted(own.base) == sorted(f"{name}.weight" for name in NAMES)
-    assert {t.dtype for t in own.base.values()} == {torch.bfloat16}
+    assert sorted(own.base.tensors) == sorted(f"{name}.weight" for name in NAMES)
+    assert {t.dtype for t in own.base.tensors.values()} == {torch.bfloat16}
     train(model, steps=2)
     by_name = {r["module"]: r["entropy"] for r in own.measure(2)}
     assert {r["module"]: r["entropy"] for r in given.measure(2)} == {n: by_name[n] for n in NAMES if "q_proj" in n}

@@ -89,7 +89,7 @@ class EntanglementCallback(TrainerCallback):
             base = file
         self.recorder = EntanglementRecorder(model, base, internal=self._internal, **self._options)
         if copied and not state.global_step:
-            _save(self.recorder.base, file)
+            _save(dict(self.recorder.base.tensors), file)
         if not state.global_step:
             self._measure(state, control)
 

@@ -9,11 +9,13 @@ from statistics import fmean
 import torch
 
 from artent.attention import AttentionEntanglement, attention_entanglement
-from artent.checkpoints import profile_updates, read_updates
+from artent.checkpoints import pending_updates
+from artent.measure import measure
 from artent.peft_updates import adapted_layers
 from artent.profile import EntanglementProfile
 from artent.records import RecordWriter
-from artent.weights import snapshot, unwrap
+from artent.snapshot import snapshot
+from artent.weights import unwrap
 
 # What records hold besides their context.
 _MEASURED = {field.name for kind in (EntanglementProfile, AttentionEntanglement) for field in fields(kind)}
@@ -141,14 +143,13 @@ class EntanglementRecorder:
             self._out = self._out.path
 
     def _profiles(self, step):
-        start, unchanged = time.perf_counter(), []
-        updates = _changed(read_updates(self.model, self.base, targets=self.targets), unchanged)
-        profiles = profile_updates(updates)
-        self.unchanged = tuple(unchanged)
+        found = list(measure(pending_updates(self.model, self.base, targets=self.targets)))
+        self.unchanged = tuple(measured.name for measured in found if measured.profile is None)
+        profiles = {measured.name: measured.profile for measured in found if measured.profile is not None}
         head = {**self.context, "kind": "profile", "step": step}
         records = [{**head, "module": name, **profile.to_dict()} for name, profile in profiles.items()]
         for record in records:
-            record["seconds"] = (time.perf_counter() - start) / len(records)
+            record["seconds"] = sum(measured.seconds for measured in found) / len(records)
         if profiles:
             for scalar in ("cut_entropy", "valley_depth", "effective_rank"):
                 self.summary[scalar] = fmean(float(getattr(p, scalar)) for p in profiles.values())
@@ -161,15 +162,6 @@ class EntanglementRecorder:
         self.summary["s_ext"] = attention.s_ext[longest].nanmean().item()  # NaN: a text shorter than that
         record = {**self.context, "kind": "attention", "step": step, **attention.to_dict()}
         return {**record, "seconds": time.perf_counter() - start}
-
-
-def _changed(updates, unchanged):
-    """The updates that there are; names of the others are added to ``unchanged``."""
-    for name, update in updates:
-        if update is None:
-            unchanged.append(name)
-        else:
-            yield name, update
 
 
 @contextmanager

@@ -1,0 +1,71 @@
+"""Profiles of pending updates, streamed: few updates are held at once, and what is done is told at once."""
+
+import re
+import time
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+
+from artent.distributed import Processes, whole
+from artent.entanglement import EntanglementProfile
+from artent.pending import PendingUpdate
+from artent.profile import entanglement_profile
+from artent.updates import LoRAUpdate, MPSUpdate
+
+# Updates are read until they hold as many numbers, then profiled together: equal shapes as one stack. More would be no
+# faster on a CPU, and an interrupted run would lose more.
+_ELEMENTS = 1 << 24
+
+
+class Measured(NamedTuple):
+    """What became of a pending update."""
+
+    name: str
+    shape: tuple[int, int]
+    profile: EntanglementProfile | None  # None: the weight did not change
+    seconds: float  # wall time of reading and profiling, its share of a stack's
+
+
+@torch.no_grad()
+def measure(pending: Iterable[PendingUpdate], *, processes: Processes | None = None, **options) -> Iterator[Measured]:
+    """The profiles of ``pending``, in batches; ``options`` go to ``entanglement_profile``.
+
+    With several ``processes`` every one of them iterates to the end: the modules are shared out, those that are sharded
+    gathered when their turn comes, and the first process gets all results, the others none.
+
+    Raises TypeError and ValueError as ``entanglement_profile`` does, by the module's name.
+    """
+    start, held, elements = time.perf_counter(), [], 0
+    for one in pending:
+        with whole(one.parameters) as gathered:
+            update = one.read(gathered)
+        held.append((one, update))
+        elements += numbers(update)
+        if elements >= _ELEMENTS:
+            yield from _measured(held, options, start)
+            start, held, elements = time.perf_counter(), [], 0
+    yield from _measured(held, options, start)
+
+
+def numbers(update) -> int:
+    """How many numbers an update holds."""
+    if isinstance(update, LoRAUpdate | MPSUpdate):
+        m, n = update.shape
+        return (m + n) * update.rank
+    return 0 if update is None else update.numel()
+
+
+def _measured(held, options, start) -> list[Measured]:
+    """Of [(pending, update)] that were read since ``start``; the time is shared out by cost."""
+    changed = [(one, update) for one, update in held if update is not None]
+    profiles = {}
+    if changed:
+        try:
+            found = entanglement_profile([update for _, update in changed], **options)
+        except (TypeError, ValueError) as error:  # which speaks of update[i]
+            message = re.sub(r"update\[(\d+)\]", lambda match: changed[int(match[1])][0].name, str(error))
+            raise type(error)(message) from error
+        profiles = {one.name: profile for (one, _), profile in zip(changed, found, strict=True)}
+    seconds, cost = time.perf_counter() - start, sum(one.cost for one, _ in held)
+    return [Measured(one.name, one.shape, profiles.get(one.name), seconds * one.cost / cost) for one, _ in held]
