@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.attention.bias import CausalBias, CausalVariant
 
 from artent_ext._arguments import _FLOATS, accumulator_dtype, integer, is_static, on_device_of
 
@@ -25,7 +24,7 @@ def visibility(query, target, attn_mask, is_causal, key_range, cu_seqlens_q, cu_
                 "attn_mask and is_causal=True exclude each other, as in scaled_dot_product_attention; "
                 "add the causal part to the mask, or pass key_range for padding"
             )
-        if isinstance(attn_mask, CausalBias):
+        if _is_causal_bias(attn_mask):
             if packed is not None:
                 raise ValueError(
                     "attn_mask is a causal bias and cu_seqlens_q is given: of packed texts each has a diagonal of its "
@@ -106,7 +105,17 @@ def _intersection(a, b):
     return torch.stack((torch.maximum(a[..., 0], b[..., 0]), torch.minimum(a[..., 1], b[..., 1])), -1)
 
 
+def _is_causal_bias(mask):
+    if type(mask) is Tensor:
+        return False
+    from torch.nn.attention.bias import CausalBias  # brings torch._dynamo, which takes longer to import than torch
+
+    return isinstance(mask, CausalBias)
+
+
 def _diagonal(bias, queries, keys):
+    from torch.nn.attention.bias import CausalVariant
+
     if (bias.seq_len_q, bias.seq_len_kv) != (queries, keys):
         raise ValueError(
             f"attn_mask is a causal bias for {bias.seq_len_q} queries and {bias.seq_len_kv} keys, "

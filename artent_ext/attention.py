@@ -8,12 +8,11 @@ and Aᵀ·x; attention's output together with the statistics. Definitions: docs/
 from __future__ import annotations
 
 import numbers
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.bias import CausalBias
 
 from artent_ext._arguments import floating
 from artent_ext._attention_arguments import (
@@ -25,6 +24,9 @@ from artent_ext._attention_arguments import (
 )
 from artent_ext._attention_ops import ops
 from artent_ext._visibility import dense_mask
+
+if TYPE_CHECKING:
+    from torch.nn.attention.bias import CausalBias
 
 __all__ = [
     "AttentionStats",

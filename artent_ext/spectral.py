@@ -8,11 +8,10 @@ from __future__ import annotations
 import math
 from itertools import accumulate
 from operator import mul
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.attention.bias import CausalBias
 
 from artent_ext._arguments import integer
 from artent_ext._attention_arguments import attention_arguments, leading_shape
@@ -20,6 +19,9 @@ from artent_ext._attention_operator import AttentionState
 from artent_ext._krylov import Estimate, State, estimate, from_matrix
 from artent_ext._rsvd_arguments import seed_tensor
 from artent_ext._rsvd_ops import without_autocast
+
+if TYPE_CHECKING:
+    from torch.nn.attention.bias import CausalBias
 
 __all__ = ["BondEntropies", "SpectralEntropy", "attention_bond_entropies", "attention_spectral_entropy"]
 
