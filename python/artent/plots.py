@@ -71,6 +71,84 @@ def profile(profile, ax=None, *, nulls=None, label=None):
     return ax
 
 
+def profiles(named, ax=None, *, title=None):
+    """Profiles of one chain and nominal rank in one picture, below the rank bound they share.
+
+    Up to six are told apart by colour and named; more are coloured in their order, from the first to the last.
+    Estimates are drawn midway between their bounds, which are shaded.
+
+    Args:
+        named: {name: ``EntanglementProfile``}, such as those of a kind of module by layer.
+        ax: matplotlib axes; None for new ones.
+        title: what they are, said above them.
+
+    Returns the axes. Raises ValueError for none at all, or for sites, ranks, orders or units that differ.
+    """
+    asked = {(p.sites, p.rank, p.alpha, p.log_base) for p in named.values()}
+    if len(asked) != 1:
+        raise ValueError(f"named: expected profiles of one chain, rank, order and unit, got {len(asked)} kinds of them")
+    first = next(iter(named.values()))
+    ax = ax or plt.subplots(figsize=(6.4, 4.0), layout="constrained")[1]
+    few = len(named) <= len(COLOURS)
+    colours = COLOURS if few else plt.get_cmap("viridis")(torch.linspace(0, 0.95, len(named)))
+    for colour, (name, p) in zip(colours, named.items()):
+        style = {"color": colour, "marker": "o", "markersize": 3, "linewidth": 1.5 if few else 1, "zorder": 3}
+        ax.plot(p.bonds, p.entropy.detach().cpu(), label=name if few else None, **style)
+        if p.method != "exact":
+            low, high = p.lower.detach().cpu(), p.upper.detach().cpu()
+            ax.fill_between(p.bonds, low, high, color=colour, alpha=0.15, linewidth=0)
+    bound = [nats / nats_per_unit(first.log_base) for nats in rank_bound(first.dims, first.cut, first.rank)]
+    ax.plot(first.bonds, bound, color="black", linestyle=":", linewidth=1, label="rank bound")
+    if first.cut in first.bonds:
+        ax.axvline(first.cut, color="0.75", linewidth=0.8, zorder=0, label=_CUT)
+    if not few:
+        scale = plt.cm.ScalarMappable(plt.Normalize(0, len(named) - 1), "viridis")
+        bar = ax.figure.colorbar(scale, ax=ax, ticks=[0, len(named) - 1])
+        bar.ax.set_yticklabels([next(iter(named)), next(reversed(named))])
+    m, n = first.shape
+    size = f"{m}×{n}" + (f", rank {first.rank}" if first.rank else "")
+    ax.set_title(f"{title}: {size}" if title else size, loc="left")
+    symbol = "S" if first.alpha == 1 else f"S, Rényi {first.alpha:g}"
+    ax.set(xlabel="bond", ylabel=f"{symbol} ({first.unit})")
+    ax.set_ylim(bottom=0)
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, fontsize="small", loc="upper left")
+    return ax
+
+
+def effective_ranks(measured, ax=None):
+    """Effective rank against layer, a line a kind of module through the means, bounds as bars, nominal ranks dotted.
+
+    Args:
+        measured: a sequence of (kind, layer, ``EntanglementProfile``).
+        ax: matplotlib axes; None for new ones.
+
+    Returns the axes.
+    """
+    ax = ax or plt.subplots(figsize=(6.4, 4.0), layout="constrained")[1]
+    kinds = {}
+    for kind, layer, p in measured:
+        kinds.setdefault(kind, {}).setdefault(layer, []).append(p)
+    for colour, (kind, layers) in zip(COLOURS * (1 + len(kinds)), kinds.items()):
+        drawn = [(layer, p) for layer in sorted(layers) for p in layers[layer]]
+        x = [layer for layer, _ in drawn]
+        middle = torch.tensor([float(p.effective_rank) for _, p in drawn])
+        low, high = torch.tensor([[float(bound) for bound in p.effective_rank_bounds] for _, p in drawn]).T
+        bars = torch.stack((middle - low, high - middle)).clamp_min(0)
+        ax.errorbar(x, middle, yerr=bars, fmt="o", color=colour, markersize=4, elinewidth=0.8, capsize=2)
+        means = [sum(float(p.effective_rank) for p in layers[layer]) / len(layers[layer]) for layer in sorted(layers)]
+        ax.plot(sorted(layers), means, color=colour, linewidth=1.5, label=kind)
+    for rank in sorted({p.rank for _, _, p in measured if p.rank is not None}):
+        ax.axhline(rank, color="black", linestyle=":", linewidth=1, label=f"nominal rank {rank}")
+    ax.set_ylim(bottom=0)
+    ax.set(xlabel="layer", ylabel="effective rank, exp S at the row|column cut")
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    return ax
+
+
 def _null(name, null, profile):
     """(middle, low, high) of a null over the bonds of the profile, in its unit; low and high are None without any."""
     if isinstance(null, Null):
