@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -11,11 +12,8 @@ from artent.distributed import Processes, whole
 from artent.entanglement import EntanglementProfile
 from artent.pending import PendingUpdate
 from artent.profile import entanglement_profile
+from artent.rounds import ELEMENTS, in_rounds, lasting
 from artent.updates import LoRAUpdate, MPSUpdate
-
-# Updates are read until they hold as many numbers, then profiled together: equal shapes as one stack. More would be no
-# faster on a CPU, and an interrupted run would lose more.
-_ELEMENTS = 1 << 24
 
 
 class Measured(NamedTuple):
@@ -34,18 +32,22 @@ def measure(pending: Iterable[PendingUpdate], *, processes: Processes | None = N
     With several ``processes`` every one of them iterates to the end: the modules are shared out, those that are sharded
     gathered when their turn comes, and the first process gets all results, the others none.
 
-    Raises TypeError and ValueError as ``entanglement_profile`` does, by the module's name.
+    Raises TypeError and ValueError as ``entanglement_profile`` does, by the module's name; with several processes every
+    one of them raises what one of them met, and RuntimeError where one of them ended or no longer answers.
     """
+    if processes is not None and processes.size > 1:
+        yield from in_rounds(list(pending), processes, partial(_measured, options))
+        return
     start, held, elements = time.perf_counter(), [], 0
     for one in pending:
         with whole(one.parameters) as gathered:
-            update = one.read(gathered)
+            update = lasting(one.read(gathered), gathered)
         held.append((one, update))
         elements += numbers(update)
-        if elements >= _ELEMENTS:
-            yield from _measured(held, options, start)
+        if elements >= ELEMENTS:
+            yield from _measured(options, held, start)
             start, held, elements = time.perf_counter(), [], 0
-    yield from _measured(held, options, start)
+    yield from _measured(options, held, start)
 
 
 def numbers(update) -> int:
@@ -56,7 +58,7 @@ def numbers(update) -> int:
     return 0 if update is None else update.numel()
 
 
-def _measured(held, options, start) -> list[Measured]:
+def _measured(options, held, start) -> list[Measured]:
     """Of [(pending, update)] that were read since ``start``; the time is shared out by cost."""
     changed = [(one, update) for one, update in held if update is not None]
     profiles = {}
