@@ -7,7 +7,7 @@ notice at once when a process at the other end is gone. They are pickled, betwee
 import os
 import pickle
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -234,6 +234,8 @@ def _full(parameter: Tensor) -> Tensor:
 
 def _gathered(partitioned: list[Tensor]):
     """DeepSpeed's context in which ZeRO-3 parameters are whole."""
+    if not partitioned:
+        return nullcontext()
     from deepspeed.zero import GatheredParameters  # whoever has such parameters has it
 
     return GatheredParameters(partitioned)
