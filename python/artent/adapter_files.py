@@ -21,7 +21,8 @@ _VARIANTS = (
     *("alora_invocation_tokens", "use_qalora", "target_parameters"),
 )
 _ADVICE = (
-    "Load it onto its base model with PEFT and pass the live model (and base, where the start changed the base weights)"
+    "Pass base, the weights that it was trained on, or load it onto its base model with PEFT and pass the live model "
+    "(and base, where the start changed the base weights)"
 )
 _DAMAGED = "likely cause: a damaged file"
 
@@ -56,10 +57,10 @@ class SavedAdapter:
 
     def __init__(self, where, config: dict, tensors: Mapping[str, Tensor], advice: str = _ADVICE):
         self.where, self.config, self.tensors = where, config, tensors
-        kind = str(getattr(config.get("peft_type"), "value", config.get("peft_type")))  # PEFT's enum, if it is live
-        self.method = METHODS.get(kind)
-        if odd := self.method.refused(config) if self.method else [f"peft_type={kind!r}"]:
+        kind, odd = _oddities(config)
+        if odd:
             raise ValueError(f"{where}: the factors of this adapter are not its update ({', '.join(odd)}). {advice}")
+        self.method = METHODS[kind]
         self.modules, self.others = {}, {}
         for key in tensors:
             if match := self.method.key.fullmatch(key):
@@ -158,6 +159,17 @@ def plain(name: str) -> str:
     for part in ("_orig_mod.", "base_model.model.", ".token_adapter"):
         name = name.replace(part, "")
     return name
+
+
+def is_factored(config: dict) -> bool:
+    """Are the factors of an adapter of this configuration its update?"""
+    return not _oddities(config)[1]
+
+
+def _oddities(config):
+    """(its PEFT type, what in it makes the update more than scaling · B · A)."""
+    kind = str(getattr(config.get("peft_type"), "value", config.get("peft_type")))  # PEFT's enum, if it is live
+    return kind, METHODS[kind].refused(config) if kind in METHODS else [f"peft_type={kind!r}"]
 
 
 def _lora_update(B, A):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from artent.adapter_files import folder_updates
+from artent.adapter_files import folder_updates, is_factored, read_config
 from artent.distributed import processes
 from artent.measure import measure
 from artent.peft_updates import adapted_layers, live_updates
@@ -22,7 +22,8 @@ def weight_updates(model_or_path, base=None, *, targets=None):
       ``LoRAUpdate``); a dense merged − base matrix for DoRA and every other method that can be merged, and
       for modules trained as a copy. ``base`` is needed only where the start changed the base weights
       (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA).
-    - A folder of a LoRA or MPS adapter (``adapter_config.json`` with safetensors) gives factors likewise.
+    - A folder of a LoRA or MPS adapter (``adapter_config.json`` with safetensors) gives factors likewise; of another
+      method, merged − base as above, which needs ``base`` and PEFT but no model.
     - Any other model, state dict, ``.safetensors`` file or folder of them gives tuned − ``base``, dense, in
       float32 or better, for each 2-d floating-point weight; ``base`` is a model, a state dict or safetensors
       again. Tied weights come once.
@@ -85,7 +86,11 @@ def pending_updates(model_or_path, base=None, *, targets=None, device="cpu") -> 
         if layers := adapted_layers(model):
             return live_updates(model, layers, base, targets)
     elif isinstance(model_or_path, str | Path) and (Path(model_or_path) / "adapter_config.json").is_file():
-        return folder_updates(model_or_path, base, targets, device)
+        if base is None or is_factored(read_config(model_or_path)):
+            return folder_updates(model_or_path, base, targets, device)
+        from artent.adapter_merging import merged_folder_updates
+
+        return merged_folder_updates(model_or_path, base, targets, device)
     if base is None:
         raise ValueError(
             "base is missing: the model has no PEFT layers, so its update is the difference from the weights "

@@ -57,7 +57,8 @@ def live_updates(model, layers, base, targets) -> list[PendingUpdate]:
         if hasattr(layer, "weight_update") or (kept and not getattr(layer, "lora_variant", None) and _factors(layer)):
             pending += _factored(name, layer)
         else:
-            pending.append(_merged(name, layer, None if kept else starts, base))
+            changing = next((start for start in starts if start not in BASE_KEPT), True)
+            pending.append(merged_update(name, layer, changing, base))
     return pending
 
 
@@ -144,12 +145,15 @@ def _saved_whole(name, layer) -> list[PendingUpdate]:
     return pending
 
 
-def _merged(name, layer, changed_by, base) -> PendingUpdate:
-    """Merged weight − the weight that it started from, pending; ``changed_by`` tells the starts that changed that one.
+def merged_update(name, layer, start, base) -> PendingUpdate:
+    """Merged weight − the weight that it started from, pending.
+
+    ``start`` is ``init_lora_weights``: where it changed the layer's own weight, ``base`` has the one from before.
 
     Raises ValueError where no such difference can be taken.
     """
     weight = getattr(layer.get_base_layer(), "weight", None)
+    changed_by = None if start in BASE_KEPT else start
     kind = f"{name}, a {type(layer).__module__.removeprefix('peft.tuners.')}.{type(layer).__name__}"
     if weight is None or len(shape_of(weight)) != 2 or not weight.is_floating_point():
         what = "no weight" if weight is None else f"a {weight.dtype} weight of shape {shape_of(weight)}"
@@ -159,7 +163,7 @@ def _merged(name, layer, changed_by, base) -> PendingUpdate:
         )
     if changed_by and base is None:
         raise ValueError(
-            f"{kind}: its start ({changed_by}) changed the base weight, so the update needs the original: "
+            f"{kind}: its start ({changed_by!r}) changed the base weight, so the update needs the original: "
             "pass base, the model or weights from before the adapter was added"
         )
     parameters = tuple(layer.parameters())

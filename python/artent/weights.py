@@ -51,8 +51,8 @@ class Weights:
         if f"{module}.weight" not in self.tensors:
             raise ValueError(
                 f"base has no weight {module + '.weight'!r}; it holds {few(self.tensors)}. Likely cause: "
-                "base is the model that was adapted in place, or has another prefix; pass its state dict "
-                "from before"
+                "base is the model that was adapted in place (pass its state dict from before), has another prefix, or "
+                "ties this weight to another, under whose name alone it is saved (pass the model itself)"
             )
         return f"{module}.weight"
 

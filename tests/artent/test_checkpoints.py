@@ -6,6 +6,7 @@ import peft
 import pytest
 import torch
 from artent import LoRAUpdate, entanglement_profile, profile_model, weight_updates
+from safetensors.torch import save_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 QV = ["q_proj", "v_proj"]
@@ -240,6 +241,26 @@ def test_targets_mean_what_they_mean_in_peft(targets, expected):
     base, tuned = full_ft()
     assert list(dict(weight_updates(adapted, targets=targets))) == expected
     assert list(dict(weight_updates(tuned, base, targets=targets))) == expected
+
+
+@pytest.mark.parametrize("case", [*MERGED, *CHANGED_START])
+def test_an_adapter_folder_of_any_method_is_merged_onto_base(case, tmp_path):
+    build, config = (MERGED | CHANGED_START)[case]
+    model = build().float()
+    original = copy.deepcopy(model.state_dict())
+    save_file({name: tensor.clone() for name, tensor in original.items()}, tmp_path / "base.safetensors")
+    model = train(peft.get_peft_model(model, config))
+    model.save_pretrained(tmp_path / "adapter")
+    updates = dict(weight_updates(tmp_path / "adapter", tmp_path / "base.safetensors"))
+    assert updates
+    for name, update in updates.items():
+        expected = acted(copy.deepcopy(model).double(), name, {k: v.double() for k, v in original.items()})
+        assert (dense(update).double() - expected).norm() < 1e-5 * expected.norm(), name
+    random = torch.random.get_rng_state()
+    assert (
+        list(dict(weight_updates(str(tmp_path / "adapter"), original, targets=list(updates)[:1]))) == list(updates)[:1]
+    )
+    assert torch.equal(random, torch.random.get_rng_state())
 
 
 @pytest.mark.parametrize("case", ["plain", "rsLoRA", "patterns", "embedding", "Conv1D", "modules_to_save"])
