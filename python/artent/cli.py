@@ -1,4 +1,4 @@
-"""The command line: study, report, profile, attention. Thin: the work is done elsewhere."""
+"""The command line: study, report, profile, ranks, attention. Thin: the work is done elsewhere."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _parser():
     parser.add_argument("--version", action="version", version=f"artent {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
 
-    for add in (_study_parser, _report_parser, _profile_parser, _attention_parser):
+    for add in (_study_parser, _report_parser, _profile_parser, _ranks_parser, _attention_parser):
         add(commands)
     return parser
 
@@ -91,6 +91,43 @@ def _profile_parser(commands):
     profile.set_defaults(run=_profile, extra="transformers")
 
 
+def _ranks_parser(commands):
+    ranks = commands.add_parser("ranks", help="a LoRA rank for every module, from what fine-tuning wrote")
+    ranks.add_argument(
+        "tuned",
+        metavar="TUNED|results.jsonl",
+        help="folder of a PEFT adapter or a checkpoint, a .safetensors file, or what artent profile --out wrote",
+    )
+    ranks.add_argument("--base", metavar="BASE", help="what it was tuned from; not needed for LoRA and MPS adapters")
+    ranks.add_argument(
+        "--targets", type=_targets, metavar="T,T,…", help="modules to take, as for artent profile (all that changed)"
+    )
+    ranks.add_argument(
+        "--by", choices=("mass", "error", "entropy"), default="mass", help="what a rank has to meet (%(default)s)"
+    )
+    ranks.add_argument(
+        "--target",
+        type=float,
+        metavar="X",
+        help="the mass ‖ΔW‖² to keep (0.9), the relative error allowed (0.3), or a factor on exp S(cut) (1)",
+    )
+    ranks.add_argument(
+        "--parameters",
+        type=_budget,
+        metavar="N|P%",
+        help="share out so many parameters instead, or a percentage of those there are now",
+    )
+    ranks.add_argument("--multiple-of", type=_positive, default=1, metavar="N", help="ranks are multiples of it (1)")
+    ranks.add_argument("--minimum", type=_positive, default=1, metavar="R", help="the smallest rank (1)")
+    ranks.add_argument("--maximum", type=_positive, metavar="R", help="the largest rank, before any target")
+    ranks.add_argument(
+        "--scaling", type=float, metavar="S", help="lora_alpha / r (an adapter's own, 1 for anything else)"
+    )
+    ranks.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    ranks.add_argument("--out", metavar="FILE", help="write that JSON object to FILE")
+    ranks.set_defaults(run=_ranks, extra="peft")
+
+
 def _attention_parser(commands):
     attention = commands.add_parser("attention", help="entanglement of a model's attention on a text")
     attention.add_argument("model", metavar="MODEL", help="folder or hub name of a causal LM, or of a PEFT adapter")
@@ -130,6 +167,14 @@ def _targets(text):
     return text
 
 
+def _budget(text):
+    """A number of parameters, or the share that a percentage means."""
+    try:
+        return float(text.removesuffix("%")) / 100 if text.endswith("%") else _positive(text.replace(",", ""))
+    except (ValueError, argparse.ArgumentTypeError):
+        raise argparse.ArgumentTypeError(f"expected a number of parameters, or 50%; got {text!r}") from None
+
+
 def _positive(text):
     if (number := _natural(text)) < 1:
         raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
@@ -159,6 +204,12 @@ def _report(options):
 
 def _profile(options):
     from artent.commands.profile import run
+
+    run(options)
+
+
+def _ranks(options):
+    from artent.commands.ranks import run
 
     run(options)
 

@@ -1,6 +1,7 @@
 """``artent ranks``: a rank for every module, what that saves, and the pattern that tells PEFT."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -19,25 +20,11 @@ def run(options):
     Raises ValueError and OSError for what can't be used.
     """
     out = None if options.out is None else _file(options.out)
-    with tqdm(unit="module", disable=not sys.stderr.isatty(), leave=False) as bar:
-
-        def progress(done, modules):
-            bar.total = modules
-            bar.update(done - bar.n)
-
-        suggestion = suggest_ranks(
-            options.tuned,
-            options.base,
-            targets=options.targets,
-            by=options.by,
-            target=options.target,
-            parameters=options.parameters,
-            multiple_of=options.multiple_of,
-            minimum=options.minimum,
-            maximum=options.maximum,
-            scaling=options.scaling,
-            progress=progress,
-        )
+    try:
+        suggestion = _suggested(options)
+    except (ValueError, OSError) as error:  # which speaks of the function's arguments
+        told = str(error).replace("model_or_path", "TUNED").replace("base is missing", "--base is missing")
+        raise ValueError(re.sub("^source", "TUNED", told)) from error
     told = json.dumps(suggestion.to_dict())
     if out is not None:
         _write(out, told)
@@ -48,6 +35,19 @@ def run(options):
         print(line)
     if out is not None:
         print(f"\nWritten: {out}")
+
+
+def _suggested(options):
+    """What the function suggests, behind a progress bar where somebody looks."""
+    names = ("targets", "by", "target", "parameters", "multiple_of", "minimum", "maximum", "scaling")
+    with tqdm(unit="module", disable=not sys.stderr.isatty(), leave=False) as bar:
+
+        def progress(done, modules):
+            bar.total = modules
+            bar.update(done - bar.n)
+
+        chosen = {name: getattr(options, name) for name in names}
+        return suggest_ranks(options.tuned, options.base, progress=progress, **chosen)
 
 
 def lines(suggestion):

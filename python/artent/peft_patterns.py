@@ -1,0 +1,57 @@
+"""PEFT's ``rank_pattern`` and ``alpha_pattern``: which key is whose, and the keys that say what every module gets.
+
+A key is a regular expression for the end of a module's name, from its start or from a dot on; of several that match,
+PEFT takes the first in the dictionary. Saving an adapter sorts the keys, so the keys written here never overlap.
+"""
+
+import re
+from collections import Counter
+
+
+def lookup(pattern, name, default):
+    """What the module of that name gets, by PEFT's rule."""
+    return next((value for key, value in (pattern or {}).items() if _compiled(key).match(name)), default)
+
+
+def pattern_of(values):
+    """(default, pattern) that give every module in ``values`` its own value, each key matching none of another value.
+
+    The default is the most common value, the smallest of those. A kind of module (the end of a name without layer
+    numbers, such as v_proj) whose modules agree has one key; other modules stand with their whole name.
+    """
+    counts = Counter(values.values())
+    default = min(counts, key=lambda value: (-counts[value], value))
+    kinds = {}
+    for name in values:
+        for ending in _endings(name):
+            kinds.setdefault(ending, []).append(name)
+    agree = {ending for ending, names in kinds.items() if len(names) > 1 and len({values[n] for n in names}) == 1}
+    meant = {}
+    for name, value in values.items():
+        if value != default:
+            ending = next((ending for ending in _endings(name) if ending in agree), name)
+            meant[ending] = kinds[ending] if ending in agree else [name]
+    return default, {_key(ending, names, values): values[names[0]] for ending, names in meant.items()}
+
+
+def _endings(name):
+    """What a name may share with its like in other layers, the shortest first: v_proj, self_attn.v_proj."""
+    parts = name.split(".")
+    for start in range(len(parts) - 1, -1, -1):
+        if parts[start].isdigit():
+            return
+        yield ".".join(parts[start:])
+
+
+def _key(ending, meant, names):
+    """The most readable key that matches ``meant`` alone: a dot means any character, unless it is escaped."""
+    last = ending.rpartition(".")[2]
+    near = [name for name in names if name.endswith(last)]  # no other can match
+    for key in (ending, re.escape(ending)) if re.fullmatch(r"[\w.-]+", ending) else (re.escape(ending),):
+        if [name for name in near if _compiled(key).match(name)] == meant:
+            return key
+    return f"^{re.escape(ending)}"  # a whole name that another name ends with
+
+
+def _compiled(key):
+    return re.compile(rf"(.*\.)?({key})$")
