@@ -88,6 +88,8 @@ class Processes:
 
     def agree(self, error: Exception | None = None) -> None:
         """Raise the first rank's error on every rank, if any has one; where all pass None, a barrier."""
+        if self.size == 1 and error is not None:
+            raise error
         errors = self.collect(told(error))
         if found := self.broadcast(first_told(errors) if self.main else None):
             raise as_error(found) from error
@@ -122,16 +124,17 @@ class Processes:
         try:
             yield
         except RuntimeError as error:
-            if "timed out" in str(error).lower():
+            said = str(error).split(" This is typically")[0]
+            if "timed out" in said.lower():
                 raise RuntimeError(
                     f"rank {rank} of {self.size} did not answer rank {self.rank} within {self.timeout:g} s. Likely "
                     "cause: it hangs, its machine is out of reach, it does not call what the other ranks call (all of "
-                    f"them have to), or it is still computing and needs a longer timeout ({error})"
+                    f"them have to), or it is still computing and needs a longer timeout ({said})"
                 ) from error
             raise RuntimeError(
                 f"rank {rank} of {self.size} ended, or closed its connection to rank {self.rank}, before all was "
                 "done. Likely cause: it was killed (out of memory?) or raised an error; its own output or the "
-                f"system's log tells ({error})"
+                f"system's log tells ({said})"
             ) from error
 
 
@@ -153,7 +156,9 @@ def processes(timeout: float | None = None) -> Processes:
     if any(made_for is not world for made_for, _ in _groups):
         _groups.clear()  # of a run that has ended
     if (world, timeout) not in _groups:
-        _groups[world, timeout] = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+        # The first process gives up first, and the others learn of it: they would blame it for whom it waits for.
+        patience = timedelta(seconds=timeout if dist.get_rank() == 0 else 1.5 * timeout)
+        _groups[world, timeout] = dist.new_group(backend="gloo", timeout=patience)
     return Processes(dist.get_rank(), dist.get_world_size(), _groups[world, timeout], timeout)
 
 
@@ -241,9 +246,15 @@ def _gathered(partitioned: list[Tensor]):
     return GatheredParameters(partitioned)
 
 
+_KEPT = {kind.__name__: kind for kind in (ValueError, TypeError, OSError, torch.OutOfMemoryError)}
+
+
 def told(error: Exception | None) -> tuple[str, str] | None:
     """An error as something that can be sent: its type and message."""
-    return None if error is None else (type(error).__name__, str(error))
+    if error is None:
+        return None
+    kind = next((name for name, kept in _KEPT.items() if isinstance(error, kept)), type(error).__name__)
+    return kind, str(error)
 
 
 def first_told(errors: list) -> tuple[str, str] | None:
@@ -257,8 +268,8 @@ def first_told(errors: list) -> tuple[str, str] | None:
 
 
 def as_error(told: tuple[str, str]) -> Exception:
-    """What was told, to be raised: ValueError and TypeError as such, others as RuntimeError with their name."""
+    """What was told, to be raised: a type that says what to do about it, or RuntimeError with the type's name."""
     kind, message = told
-    if kind in ("ValueError", "TypeError"):
-        return {"ValueError": ValueError, "TypeError": TypeError}[kind](message)
+    if kind in _KEPT:
+        return _KEPT[kind](message)
     return RuntimeError(message if kind == "RuntimeError" else f"{kind}: {message}")
