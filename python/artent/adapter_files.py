@@ -4,15 +4,18 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from artent.differences import check_pair, difference
 from artent.pending import PendingUpdate
 from artent.safetensors_files import SafetensorsFiles
+from artent.targets import select
 from artent.updates import LoRAUpdate, MPSUpdate, is_zero
-from artent.weights import check_pair, difference, module_name, resolved, select
+from artent.weights import Weights, module_name, resolved
 
 # Starts of LoRA that leave the base weight alone. PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA do not.
 BASE_KEPT = (True, False, "gaussian", "eva", "orthogonal", "mica")
@@ -85,6 +88,7 @@ class SavedAdapter:
             return None if update is None or is_zero(update) else update
 
         shapes = self._made(module, alike("B"), alike("A"))
+        self._scaling(module, shapes.rank)
         return PendingUpdate(module, shapes.shape, shapes.rank, read)
 
     def update(self, module: str) -> LoRAUpdate | MPSUpdate | None:
@@ -92,12 +96,33 @@ class SavedAdapter:
         self._check(module)
         keys = self.modules[module]
         update = self._made(module, *({key: self.tensors[key] for key in keys[factor]} for factor in "BA"))
-        patterns = (self.config.get("alpha_pattern") or {}).items()
-        alpha = next((a for k, a in patterns if re.match(rf"(.*\.)?({k})$", module)), self.config.get("lora_alpha"))
+        scaling = self._scaling(module, update.rank)
+        return replace(update, scaling=scaling) if scaling else None
+
+    def _scaling(self, module, rank):
+        """lora_alpha over the rank, or over its root; checks both against the configuration."""
+        wanted, alpha = (
+            self._configured("rank_pattern", "r", module),
+            self._configured("alpha_pattern", "lora_alpha", module),
+        )
+        if wanted is not None and wanted != rank:
+            raise ValueError(
+                f"{self.where}: {module}: rank {rank} in the file, {wanted} by its configuration (r and rank_pattern). "
+                "Likely cause: files of two adapters in one folder"
+            )
         if alpha is None:
             raise ValueError(f"{self.where}: its configuration has no lora_alpha ({_DAMAGED})")
-        scaling = alpha / (update.rank**0.5 if self.config.get("use_rslora") else update.rank)
-        return replace(update, scaling=scaling) if scaling else None
+        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not isfinite(alpha):
+            raise ValueError(f"{self.where}: lora_alpha is {alpha!r} for {module}, expected a number ({_DAMAGED})")
+        return alpha / (rank**0.5 if self.config.get("use_rslora") else rank)
+
+    def _configured(self, pattern, default, module):
+        """What the configuration says for ``module``: the first key of a pattern that fits, or the default."""
+        patterns = self.config.get(pattern) or {}
+        if not isinstance(patterns, dict):
+            raise ValueError(f"{self.where}: {pattern} is {patterns!r}, expected an object ({_DAMAGED})")
+        values = (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module))
+        return next(values, self.config.get(default))
 
     def _check(self, module):
         keys = self.modules[module]
@@ -159,6 +184,20 @@ def plain(name: str) -> str:
     for part in ("_orig_mod.", "base_model.model.", ".token_adapter"):
         name = name.replace(part, "")
     return name
+
+
+def refuse_factors(weights: Weights, argument: str, path) -> None:
+    """Refuse an adapter's tensors where a model's are expected. Raises ValueError."""
+    key = next((key for key in weights.tensors if any(m.key.fullmatch(key) for m in METHODS.values())), None)
+    if key is not None:
+        raise ValueError(
+            f"{argument}={str(path)!r}: its tensors are an adapter's factors ({key}), not a model's weights. "
+            + (
+                "Pass the adapter's folder, with its adapter_config.json"
+                if argument != "base"
+                else "Pass the model that the adapter was trained on"
+            )
+        )
 
 
 def is_factored(config: dict) -> bool:

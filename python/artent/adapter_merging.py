@@ -11,10 +11,12 @@ import torch
 from torch import nn
 
 from artent.adapter_files import plain
+from artent.differences import check_pair, difference
 from artent.peft_updates import adapted_layers, merged_update
 from artent.pending import PendingUpdate
 from artent.safetensors_files import SafetensorsFiles
-from artent.weights import Weights, check_pair, difference, few, module_name, resolved, select
+from artent.targets import few, select
+from artent.weights import Weights, module_name, resolved
 
 _WRAPPER = "base_model.model."
 # What would need the whole model, or ask for modules that are not there.

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import torch
 
-from artent.adapter_files import folder_updates, is_factored, read_config
-from artent.distributed import processes
-from artent.measure import measure
+from artent import distributed
+from artent.adapter_files import folder_updates, is_factored, read_config, refuse_factors
+from artent.differences import differences
+from artent.distributed import is_sharded
+from artent.measure import measure, read_whole
 from artent.peft_updates import adapted_layers, live_updates
 from artent.pending import PendingUpdate
-from artent.weights import differences, read_weights, unwrap
+from artent.weights import read_weights, unwrap
 
 
 def weight_updates(model_or_path, base=None, *, targets=None):
@@ -48,7 +50,7 @@ def weight_updates(model_or_path, base=None, *, targets=None):
     """
     unchanged, changed = [], 0
     for pending in pending_updates(model_or_path, base, targets=targets):
-        update = pending.read()
+        update = read_whole(pending)
         if update is None:
             unchanged.append(pending.name)
         else:
@@ -57,16 +59,20 @@ def weight_updates(model_or_path, base=None, *, targets=None):
     _warn_of_unchanged(unchanged, asked=targets is not None or not changed)
 
 
-def profile_model(model_or_path, base=None, *, targets=None, **options):
+def profile_model(model_or_path, base=None, *, targets=None, processes=None, **options):
     """{name: EntanglementProfile} of :func:`weight_updates`; ``options`` go to ``entanglement_profile``.
 
     Modules that did not change (LoRA before its first step) are left out, with the warning told there: at
     step 0 the answer is an empty dictionary. No gradients are recorded.
 
-    Where torch.distributed runs, every process calls it: the modules are shared out, sharded ones (FSDP2, ZeRO-3)
-    gathered one at a time, and the first process has all the profiles, the others an empty dictionary.
+    With ``processes`` (``artent.distributed.processes()`` where torch.distributed runs), every one of which makes this
+    call, the modules are shared out; the first process has all the profiles, the others an empty dictionary. Sharded
+    weights (FSDP2, ZeRO-3) are always shared out, each gathered when its turn comes.
     """
-    found = list(measure(pending_updates(model_or_path, base, targets=targets), processes=processes(), **options))
+    pending = pending_updates(model_or_path, base, targets=targets)
+    if processes is None and any(is_sharded(p) for one in pending for p in one.parameters):
+        processes = distributed.processes()
+    found = list(measure(pending, processes=processes, **options))
     unchanged = [measured.name for measured in found if measured.profile is None]
     _warn_of_unchanged(unchanged, asked=targets is not None or len(unchanged) == len(found))
     return {measured.name: measured.profile for measured in found if measured.profile is not None}
@@ -78,25 +84,33 @@ def pending_updates(model_or_path, base=None, *, targets=None, device="cpu") -> 
     Files are read to ``device``; live weights are read where they are. Raises what :func:`weight_updates` raises, all
     that can be known without reading a tensor.
     """
-    if isinstance(model_or_path, str | Path) and not Path(model_or_path).exists():
-        raise FileNotFoundError(f"model_or_path: there is no file or folder {str(model_or_path)!r}")
-    base = base if base is None else read_weights(base, "base", device)
-    if isinstance(model_or_path, torch.nn.Module):
-        model = unwrap(model_or_path)
-        if layers := adapted_layers(model):
-            return live_updates(model, layers, base, targets)
-    elif isinstance(model_or_path, str | Path) and (Path(model_or_path) / "adapter_config.json").is_file():
+    on_disk = isinstance(model_or_path, str | Path)
+    if isinstance(model_or_path, torch.nn.Module) and (layers := adapted_layers(model := unwrap(model_or_path))):
+        return live_updates(model, layers, _base(base, device), targets)
+    if on_disk and (Path(model_or_path) / "adapter_config.json").is_file():
         if base is None or is_factored(read_config(model_or_path)):
-            return folder_updates(model_or_path, base, targets, device)
+            return folder_updates(model_or_path, _base(base, device), targets, device)
         from artent.adapter_merging import merged_folder_updates
 
-        return merged_folder_updates(model_or_path, base, targets, device)
+        return merged_folder_updates(model_or_path, _base(base, device), targets, device)
+    tuned = read_weights(model_or_path, "model_or_path", device)
+    if on_disk:
+        refuse_factors(tuned, "model_or_path", model_or_path)
     if base is None:
         raise ValueError(
             "base is missing: the model has no PEFT layers, so its update is the difference from the weights "
             "that it started from. Pass base, a model, a state dict or safetensors"
         )
-    return differences(read_weights(model_or_path, "model_or_path", device), base, targets)
+    return differences(tuned, _base(base, device), targets)
+
+
+def _base(base, device):
+    if base is None:
+        return None
+    weights = read_weights(base, "base", device)
+    if isinstance(base, str | Path):
+        refuse_factors(weights, "base", base)
+    return weights
 
 
 def _warn_of_unchanged(names, asked):

@@ -13,7 +13,7 @@ from artent.entanglement import EntanglementProfile
 from artent.pending import PendingUpdate
 from artent.profile import entanglement_profile
 from artent.rounds import ELEMENTS, in_rounds, lasting
-from artent.updates import LoRAUpdate, MPSUpdate
+from artent.updates import LoRAUpdate, MPSUpdate, Update
 
 
 class Measured(NamedTuple):
@@ -40,14 +40,19 @@ def measure(pending: Iterable[PendingUpdate], *, processes: Processes | None = N
         return
     start, held, elements = time.perf_counter(), [], 0
     for one in pending:
-        with whole(one.parameters) as gathered:
-            update = lasting(one.read(gathered), gathered)
+        update = read_whole(one)
         held.append((one, update))
         elements += numbers(update)
         if elements >= ELEMENTS:
             yield from _measured(options, held, start)
             start, held, elements = time.perf_counter(), [], 0
     yield from _measured(options, held, start)
+
+
+def read_whole(one: PendingUpdate) -> Update | None:
+    """The update, gathered where it is sharded: then every process has to ask for it."""
+    with whole(one.parameters) as gathered:
+        return lasting(one.read(gathered), gathered)
 
 
 def numbers(update) -> int:

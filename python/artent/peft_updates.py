@@ -14,10 +14,12 @@ import torch
 from torch import nn
 
 from artent.adapter_files import BASE_KEPT, plain
+from artent.differences import check_pair, difference
 from artent.distributed import is_sharded
 from artent.pending import PendingUpdate, shape_of
+from artent.targets import select
 from artent.updates import LoRAUpdate, is_zero
-from artent.weights import check_pair, difference, module_name, resolved, select, unwrap
+from artent.weights import module_name, resolved, unwrap
 
 
 def adapted_layers(model):

@@ -9,7 +9,10 @@ from typing import NamedTuple
 import torch
 
 _INDEX = "*.safetensors.index.json"
+# What a folder's own model or adapter is called, whatever lies beside it.
+_WHOLE = ("adapter_model.safetensors", "model.safetensors")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -44,7 +47,7 @@ class SafetensorsFiles(Mapping):
                 for name in opened.keys():  # noqa: SIM118 (no mapping)
                     if other := self._file_of.get(name):
                         raise ValueError(
-                            f"{argument}={str(path)!r}: {name!r} is in {other.name} and in {file.name}. Likely cause: "
+                            f"{self._said()}: {name!r} is in {other.name} and in {file.name}. Likely cause: "
                             "two checkpoints in one folder, a whole and a sharded one; pass one file, or remove one"
                         )
                     self._file_of[name] = file
@@ -61,6 +64,9 @@ class SafetensorsFiles(Mapping):
         with self._opened(self._file_of[name]) as file:
             return file.get_tensor(name)
 
+    def __contains__(self, name):  # Mapping's own would read the tensor
+        return name in self._file_of
+
     def __iter__(self):
         return iter(self._file_of)
 
@@ -71,33 +77,48 @@ class SafetensorsFiles(Mapping):
         path = self.path
         if not path.exists():
             raise FileNotFoundError(
-                f"{self.argument}={str(path)!r}: there is no such file or folder (hub names are not fetched: "
-                "download the model, or load it and pass it)"
+                f"{self.argument}: there is no file or folder {str(path)!r} (hub names are not fetched: download the "
+                "model, or load it and pass it)"
             )
-        if not path.is_dir():
-            if path.suffix != ".safetensors":
-                raise ValueError(
-                    f"{self.argument}={str(path)!r}: expected a .safetensors file, or a folder that holds some. "
-                    f"{_UNPICKLED}"
-                )
-            return [path]
-        if index := self._index():
-            file, named = index
-            names = sorted({str(shard) for shard in named.values()})
+        if path.is_dir():
+            return self._of_folder()
+        if path.suffix != ".safetensors":
+            hint = "Pass the folder of this index" if path.name.endswith(".index.json") else _UNPICKLED
+            raise ValueError(f"{self._said()}: {_EXPECTED}. {hint}")
+        return [path]
+
+    def _of_folder(self):
+        """The files of a folder: the whole model where there is one, else what the index names, else all."""
+        path = self.path
+        whole, index = next((path / name for name in _WHOLE if (path / name).is_file()), None), self._index()
+        if whole and index and whole.name not in index[1].values():
+            raise ValueError(
+                f"{self._said()}: {index[0].name} does not name {whole.name}. Likely cause: two checkpoints in one "
+                "folder, a whole and a sharded one; pass one file, or remove one"
+            )
+        if whole and not index:
+            return [whole]
+        if index:
+            names = sorted({str(shard) for shard in index[1].values()})
             if lost := [shard for shard in names if not (path / shard).is_file()]:
                 raise ValueError(
-                    f"{self.argument}={str(path)!r}: {file.name} names {len(names)} files, and {len(lost)} of them are "
+                    f"{self._said()}: {index[0].name} names {len(names)} files, and {len(lost)} of them are "
                     f"missing ({', '.join(lost[:3])}). Likely cause: an interrupted download or copy"
                 )
             return [path / shard for shard in names]
-        files = sorted(path.glob("*.safetensors"))
-        if not files:
-            pickled = sorted(file.name for file in path.iterdir() if file.suffix in _PICKLES)
-            raise ValueError(
-                f"{self.argument}={str(path)!r}: expected a .safetensors file, or a folder that holds some"
-                + (f"; this one holds {', '.join(pickled[:3])}. {_UNPICKLED}" if pickled else "; is it another folder?")
-            )
-        return files
+        if files := sorted(path.glob("*.safetensors")):
+            return files
+        pickled = sorted(file.name for file in path.iterdir() if file.suffix in _PICKLES)
+        below = sorted({file.parent.name for file in path.glob("*/*.safetensors")})
+        hint = "is it another folder?"
+        if below:
+            hint = f"its folders {', '.join(below[:3])} do: pass one of them"
+        if pickled:
+            hint = f"this one holds {', '.join(pickled[:3])}. {_UNPICKLED}"
+        raise ValueError(f"{self._said()}: {_EXPECTED}; {hint}")
+
+    def _said(self):
+        return f"{self.argument}={str(self.path)!r}"
 
     def _index(self):
         """(file, {tensor: shard}) of the folder's index, None where it has none or more than one."""
@@ -119,7 +140,7 @@ class SafetensorsFiles(Mapping):
         index = self._index() if self.path.is_dir() else None
         if index and (lost := [name for name in index[1] if name not in self._file_of]):
             raise ValueError(
-                f"{self.argument}={str(self.path)!r}: {index[0].name} names {len(lost)} tensors that its files do not "
+                f"{self._said()}: {index[0].name} names {len(lost)} tensors that its files do not "
                 f"hold ({', '.join(lost[:3])}). Likely cause: files of two checkpoints in one folder"
             )
 
@@ -131,13 +152,14 @@ class SafetensorsFiles(Mapping):
         except self._error as error:
             raise ValueError(
                 f"{self.argument}: {file} cannot be read as safetensors ({error}). Likely cause: a truncated download, "
-                "a damaged file, or a pickled checkpoint under another name (pickles are never opened)"
+                "a git-lfs pointer (git lfs pull), a damaged file, or a pickle under another name (never opened)"
             ) from error
         except OSError as error:
             raise ValueError(f"{self.argument}: {file} cannot be read ({error.strerror or error})") from error
 
 
+_EXPECTED = "expected a .safetensors file, or a folder that holds some"
 _UNPICKLED = (
     "Pickled checkpoints (.bin, .pt) are not opened, since opening one runs code: load the model and pass it, or "
-    "save it again with safe_serialization"
+    "save it again as safetensors"
 )
