@@ -16,22 +16,24 @@ def lookup(pattern, name, default):
 def pattern_of(values):
     """(default, pattern) that give every module in ``values`` its own value, each key matching none of another value.
 
-    The default is the most common value, the smallest of those. A kind of module (the end of a name without layer
-    numbers, such as v_proj) whose modules agree has one key; other modules stand with their whole name.
+    A kind of module (the end of a name without layer numbers, such as v_proj) whose modules agree has one key; other
+    modules stand with their whole name. The default is the value that saves the most keys, then the most common one,
+    then the smallest.
     """
-    counts = Counter(values.values())
-    default = min(counts, key=lambda value: (-counts[value], value))
     kinds = {}
     for name in values:
         for ending in _endings(name):
             kinds.setdefault(ending, []).append(name)
     agree = {ending for ending, names in kinds.items() if len(names) > 1 and len({values[n] for n in names}) == 1}
     meant = {}
-    for name, value in values.items():
-        if value != default:
-            ending = next((ending for ending in _endings(name) if ending in agree), name)
-            meant[ending] = kinds[ending] if ending in agree else [name]
-    return default, {_key(ending, names, values): values[names[0]] for ending, names in meant.items()}
+    for name in values:
+        ending = next((ending for ending in _endings(name) if ending in agree), name)
+        meant[ending] = kinds[ending] if ending in agree else [name]
+    value_of = {ending: values[names[0]] for ending, names in meant.items()}
+    keys, modules = Counter(value_of.values()), Counter(values.values())
+    default = min(keys, key=lambda value: (-keys[value], -modules[value], value))
+    others = {ending: value for ending, value in value_of.items() if value != default}
+    return default, {_key(ending, meant[ending], values): value for ending, value in others.items()}
 
 
 def _endings(name):

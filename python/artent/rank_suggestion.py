@@ -42,12 +42,12 @@ class RankSuggestion:
 
     @property
     def r(self) -> int:
-        """The most common rank (the smallest of those): PEFT's ``r``."""
+        """PEFT's ``r``: the rank of all modules outside ``rank_pattern``, the one that keeps it shortest."""
         return pattern_of(self.ranks)[0]
 
     @property
     def rank_pattern(self) -> dict[str, int]:
-        """PEFT's ``rank_pattern``: the modules that differ from ``r``, a kind of module at once where all agree.
+        """PEFT's ``rank_pattern``: modules that differ from ``r``, a kind of module (v_proj) at once where all agree.
 
         No key matches a module of another rank, so it may be sorted, as PEFT does when an adapter is saved.
         """
@@ -55,7 +55,7 @@ class RankSuggestion:
 
     @property
     def lora_alpha(self) -> float:
-        """The most common one; see ``alphas``."""
+        """That of all modules outside ``alpha_pattern``; see ``alphas``."""
         return pattern_of(self.alphas)[0]
 
     @property

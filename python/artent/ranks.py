@@ -19,7 +19,8 @@ from artent.peft_updates import adapted_layers
 from artent.rank_choice import Allowed, Curve, shared_out
 from artent.rank_suggestion import RankSuggestion, parameters_of
 from artent.records import read_records
-from artent.weights import select, unwrap
+from artent.targets import select
+from artent.weights import unwrap
 from artent_ext._arguments import integer
 
 __all__ = ["RankSuggestion", "suggest_ranks"]
