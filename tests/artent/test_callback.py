@@ -8,7 +8,7 @@ from artent.records import read_records
 from tiny_training import TEXTS, training_arguments
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-KEYS = {f"artent/{name}" for name in ("cut_entropy", "valley_depth", "effective_rank", "s_ext")}
+KEYS = {f"artent/{name}" for name in ("cut_entropy", "valley_depth", "effective_rank", "s_ext", "seconds", "share")}
 
 
 def build(kind="full-ft"):
@@ -69,7 +69,7 @@ def test_a_training_is_measured_and_not_changed(kind, cls, tmp_path):
     attach(watched, every=2, out=tmp_path / "out.jsonl")
     watched.train()
     history = watched.state.log_history
-    assert ours(history) == {0: {"artent/s_ext"}, 2: KEYS, 4: KEYS, 6: KEYS}
+    assert ours(history) == {0: {"artent/s_ext", "artent/seconds"}, 2: KEYS, 4: KEYS, 6: KEYS}
     assert theirs(history) == theirs(plain.state.log_history)
     assert [e["step"] for e in history if "loss" in e] == [2, 4, 6]
     weights = zip(plain.model.parameters(), watched.model.parameters(), strict=True)
@@ -157,7 +157,7 @@ def test_the_default_probe_is_the_longest_real_texts(tmp_path):
     callback = attach(Trainer(build(), arguments, train_dataset=rows, eval_dataset={"a": rows[:2], "b": rows}))
     assert callback.recorder is None
     callback = attach(Trainer(build(), arguments, train_dataset=rows))
-    probe = callback._options["probe"]
+    probe = callback._probe
     assert probe["attention_mask"].sum(1).tolist() == [8, 7, 6, 5]
     assert probe["input_ids"].tolist() == [list(range(n)) + [0] * (8 - n) for n in (8, 7, 6, 5)]
 
@@ -173,14 +173,6 @@ def test_bad_input_is_told(tmp_path):
     attach(typo, targets=["q_pro"])
     with pytest.raises(ValueError, match=r"\['q_pro'\] match none"):
         typo.train()
-
-
-def test_sharded_parameters_are_refused(tmp_path):
-    watched = trainer(tmp_path)
-    attach(watched, external=False)
-    watched.is_fsdp_enabled = True
-    with pytest.raises(ValueError, match="sharded"):
-        watched.callback_handler.on_train_begin(watched.args, watched.state, watched.control)
 
 
 def test_without_transformers_the_extra_is_named(monkeypatch):

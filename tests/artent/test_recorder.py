@@ -84,7 +84,7 @@ def test_a_measurement_leaves_the_model_as_it_was(kind):
     assert recorder.measure(3)
     check()
 
-    recorder.probe = torch.full((1, 8), 99)  # no such token
+    recorder.external.probe = torch.full((1, 8), 99)  # no such token
     with pytest.raises(IndexError):
         recorder.measure(4)
     check()
@@ -123,7 +123,7 @@ def test_records_hold_what_the_direct_calls_give(kind, tmp_path):
     assert attention["s_ext"] == direct.to_dict()["s_ext"]
     assert recorder.summary["cut_entropy"] == pytest.approx(sum(cut_entropies) / 4, abs=1e-12)
     assert recorder.summary["s_ext"] == pytest.approx(direct.s_ext[1].mean().item(), abs=1e-12)
-    assert set(recorder.summary) == {"cut_entropy", "valley_depth", "effective_rank", "s_ext"}
+    assert set(recorder.summary) == {"cut_entropy", "valley_depth", "effective_rank", "s_ext", "seconds", "share"}
     recorder.close()
 
 

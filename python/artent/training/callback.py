@@ -1,61 +1,66 @@
 """``artent.attach``: the recorder as a callback of transformers' Trainer."""
 
-import os
-from pathlib import Path
-
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from artent.peft_updates import adapted_layers
+from artent.distributed import processes
+from artent.training.base import check_keep
 from artent.training.recorder import EntanglementRecorder
 
 try:
     from transformers import Trainer, TrainerCallback
-    from transformers.integrations import is_deepspeed_zero3_enabled
 except ImportError as error:
     raise ImportError("artent.attach needs transformers: `pip install artent[transformers]`") from error
 
-BASE_FILE = "artent_base.safetensors"
 # The default probe: an exact S_ext costs the cube of the tokens, and short texts say little.
 _PROBE_AMONG, _PROBE_TEXTS, _PROBE_TOKENS = 64, 4, 512
 
 
-def attach(trainer, every=50, internal=True, external=True, probe=None, out=None, **options):
+def attach(trainer, every=50, internal=True, external=True, probe=None, out=None, keep_base="memory", **options):
     """Measure entanglement while ``trainer`` trains: at step 0, every ``every`` steps, and at the last step.
 
     Means over modules, layers and heads go to the trainer's log (``log_history``, TensorBoard, …) as
-    ``artent/cut_entropy``, ``artent/valley_depth``, ``artent/effective_rank`` and ``artent/s_ext``; all
-    values go to ``out``. The losses are those of a run without. Only the main process measures.
+    ``artent/cut_entropy``, ``artent/valley_depth``, ``artent/effective_rank`` and ``artent/s_ext``, with what they
+    cost: ``artent/seconds`` of the measurement, and ``artent/share``, the seconds spent measuring so far over those of
+    the training. All values go to ``out``. The losses are those of a run without. ``budget=0.05`` keeps the share
+    below 5 % (see ``EntanglementRecorder``); step 0 and the last step are measured all the same.
 
-    An update of full FT is the difference from the weights at the start of ``train()``. They are kept in
+    An update of full FT is the difference from the weights at the start of ``train()``. They are written to
     ``artent_base.safetensors`` in the trainer's output folder, and a run that resumes from a checkpoint reads
     them from there. Adapters need no such file. After a resume ``out`` may hold a step twice: the later
     record counts.
+
+    With several processes (DDP, FSDP's second version, DeepSpeed ZeRO) every one of them attaches. They share the work;
+    the first one logs and writes.
 
     Args:
         trainer: a ``transformers.Trainer`` or a subclass such as TRL's.
         probe: the batch that attention is measured on; default: the 4 longest of the first 64 texts of the
             evaluation set, else of the training set, cut to 512 tokens. Longer ones are welcome: above 1024
             tokens S_ext is estimated, with its error, at some ten forward passes of attention a length.
-        options: further arguments of ``EntanglementRecorder`` (base, targets, lengths, attention, context).
+        keep_base: where the first weights of full FT are while it runs: in "memory", a copy on the CPU; or on "disk",
+            only in that file, from which each measurement reads them, a tensor at a time, as a resumed run does.
+        options: further arguments of ``EntanglementRecorder`` (base, targets, lengths, attention, profile, budget,
+            context).
 
     Returns:
         The callback, with its ``recorder`` once training has begun; ``trainer.remove_callback`` takes it off.
 
     Raises:
         TypeError: ``trainer`` is no Trainer.
-        ValueError: when training begins: what ``EntanglementRecorder`` raises; sharded parameters (FSDP,
-            ZeRO-3); a resumed full FT without the weights that it started from.
+        ValueError: ``keep_base`` is neither; when training begins: what ``EntanglementRecorder`` raises; FSDP's first
+            version; a resumed full FT without the weights that it started from.
     """
     if not isinstance(trainer, Trainer):
         raise TypeError(
             f"trainer must be a transformers Trainer, not {type(trainer).__name__}; "
             "in another loop use artent.EntanglementRecorder"
         )
+    check_keep(keep_base)
     if external and probe is None:
         probe = _default_probe(trainer)
     callback = EntanglementCallback(
-        trainer, every=every, internal=internal, external=external, probe=probe, out=out, **options
+        trainer, every=every, internal=internal, external=external, probe=probe, out=out, keep_base=keep_base, **options
     )
     trainer.add_callback(callback)
     return callback
@@ -64,32 +69,16 @@ def attach(trainer, every=50, internal=True, external=True, probe=None, out=None
 class EntanglementCallback(TrainerCallback):
     """What ``attach`` adds to a trainer."""
 
-    def __init__(self, trainer, *, base=None, internal=True, **options):
+    def __init__(self, trainer, *, probe=None, **options):
         self.trainer, self.recorder = trainer, None
-        self._base, self._internal, self._options = base, internal, options
+        self._probe, self._options = probe, options
         self._measured = None  # the last step
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        if not state.is_world_process_zero:
-            return
-        if self.trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled():
-            raise ValueError(
-                "artent.attach: parameters are sharded (FSDP or DeepSpeed ZeRO-3), which is not supported: "
-                "train with DDP or ZeRO ≤ 2, or profile the saved checkpoints with artent.profile_model"
-            )
-        base, file = self._base, Path(args.output_dir) / BASE_FILE
-        copied = self._internal and base is None and not adapted_layers(model)
-        if copied and state.global_step:
-            if not file.is_file():
-                raise ValueError(
-                    f"training resumes at step {state.global_step}, and {file} with the weights it started "
-                    "from is missing, so what it wrote is unknown. Pass base, or internal=False. Likely "
-                    "cause: artent was not attached when the run began, or the output folder was moved"
-                )
-            base = file
-        self.recorder = EntanglementRecorder(model, base, internal=self._internal, **self._options)
-        if copied and not state.global_step:
-            _save(dict(self.recorder.base.tensors), file)
+        probe = processes().broadcast(self._probe)  # of one batch, whatever each process drew
+        self.recorder = EntanglementRecorder.of_run(
+            model, args.output_dir, state.global_step, probe=probe, **self._options
+        )
         if not state.global_step:
             self._measure(state, control)
 
@@ -111,7 +100,7 @@ class EntanglementCallback(TrainerCallback):
     def _measure(self, state, control):
         self.recorder.measure(state.global_step)
         self._measured = state.global_step
-        if not self.recorder.summary:
+        if not self.recorder.summary:  # nothing yet, or not the first process
             return
         logs = {f"artent/{name}": value for name, value in self.recorder.summary.items()}
         # The base class's log: a subclass such as TRL's empties its own running means into every log it is
@@ -144,12 +133,3 @@ def _real_tokens(row):
     if "attention_mask" in row:
         ids = ids[torch.as_tensor(row["attention_mask"]).bool()]
     return ids[:_PROBE_TOKENS]
-
-
-def _save(tensors, file):
-    from safetensors.torch import save_file
-
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(file.name + ".part")
-    save_file(tensors, part)
-    os.replace(part, file)  # whole or not there

@@ -1,0 +1,58 @@
+"""The internal part of a measurement: profiles of what training wrote."""
+
+import math
+from statistics import fmean
+
+from artent.checkpoints import pending_updates
+from artent.measure import measure
+
+# Of entanglement_profile.
+OPTIONS = {"sites", "method", "alpha", "log_base", "rank", "max_error"}
+_SCALARS = ("cut_entropy", "valley_depth", "effective_rank")
+# A dense update of fewer rows or columns is exact under "auto" (see entanglement_profile), so there is nothing to win.
+_LARGE = 700
+_ERROR = 0.01  # of ln min(m, n), the entropy that the cut can have
+
+
+class Internal:
+    """Profiles of the updates that ``targets`` means, against ``base`` where adapters don't hold them.
+
+    Attributes:
+        options: of ``entanglement_profile``.
+        lowered: those that the budget set.
+        unchanged: names of the targets that had no update.
+        seconds: the last measurement's.
+    """
+
+    def __init__(self, base, targets, options):
+        if unknown := sorted(options.keys() - OPTIONS):
+            raise ValueError(f"profile: {', '.join(unknown)} unknown; expected some of {', '.join(sorted(OPTIONS))}")
+        self.base, self.targets, self.options = base, targets, dict(options)
+        self.lowered, self.unchanged, self.seconds = {}, (), 0.0
+        self._smallest = None  # min(m, n) of the smallest dense update that is large
+
+    def measure(self, model, processes):
+        """(records, means) on the first process, ([], {}) on the others; every process calls it."""
+        pending = pending_updates(model, self.base, targets=self.targets)
+        self._smallest = min((min(p.shape) for p in pending if p.rank is None and min(p.shape) >= _LARGE), default=None)
+        found = list(measure(pending, processes=processes, **{**self.options, **self.lowered}))
+        order = {one.name: place for place, one in enumerate(pending)}  # several processes bring them in another one
+        found.sort(key=lambda one: order[one.name])
+        self.unchanged = tuple(one.name for one in found if one.profile is None)
+        changed = [one for one in found if one.profile is not None]
+        told = {"lowered": self.lowered} if self.lowered else {}
+        records = [{"module": o.name, **o.profile.to_dict(), "seconds": o.seconds, **told} for o in changed]
+        means = {s: fmean(float(getattr(o.profile, s)) for o in changed) for s in _SCALARS} if changed else {}
+        return records, means
+
+    def coarser(self):
+        """What the next cheaper way sets, or None if there is none: an error of 1 % of ln min(m, n) in place of exact.
+
+        Factored updates are cheap and exact; what the user chose stays.
+        """
+        if self._smallest is None or self.lowered or self.options.keys() & {"method", "rank", "max_error"}:
+            return None
+        error = _ERROR * math.log(self._smallest)
+        if base := self.options.get("log_base"):
+            error /= math.log(base)
+        return {"max_error": error}
