@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from artent.checkpoints import pending_updates
+from artent.differences import differences, matrices
 from artent.distributed import is_sharded
 from artent.peft_updates import adapted_layers
 from artent.profile import entanglement_profile
-from artent.weights import Weights, differences, matrices, read_weights, unwrap
+from artent.weights import Weights, read_weights, unwrap
 
 TERMS = ("valley_depth", "cut_entropy", "attention_entropy")
 _TARGETS = ("q_proj", "v_proj")
@@ -39,7 +40,7 @@ class EntanglementLoss(nn.Module):
     It has no parameters of its own. The gradient reaches LoRA factors, the cores of an MPS adapter, modules that PEFT
     trains as a copy, and with full fine-tuning the weights themselves, of which the first values are kept beside them:
     a copy of the targets in their own dtype, on their device. To resume such a run pass the weights that it began with
-    as ``base``.
+    as ``base``: the original model, or the ``artent_base.safetensors`` of ``artent.attach``.
 
     A zero update (LoRA before its first step) has no state: it counts as 0, with a zero gradient. From then on beware
     of small ones: entropies do not depend on the scale of ΔW, so their gradient goes as 1/‖ΔW‖, and would be most of
@@ -199,7 +200,7 @@ def _kept(model, base, targets) -> Weights:
         before, now = given.tensors[key], tuned.tensors[keys[0]]
         _check_whole(name, (before, now))
         tensors[key] = before.detach().to(now.device, copy=True)
-    return Weights(tensors, tuple((key,) for key in tensors), given.turned.intersection(tensors))
+    return Weights(tensors, tuple((key,) for key in tensors))
 
 
 def _check_whole(name, parameters):
