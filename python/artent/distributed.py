@@ -241,9 +241,9 @@ def _gathered(partitioned: list[Tensor]):
     """DeepSpeed's context in which ZeRO-3 parameters are whole."""
     if not partitioned:
         return nullcontext()
-    from deepspeed.zero import GatheredParameters  # whoever has such parameters has it
+    from deepspeed import zero  # whoever has such parameters has it
 
-    return GatheredParameters(partitioned)
+    return zero.GatheredParameters(partitioned)
 
 
 _KEPT = {kind.__name__: kind for kind in (ValueError, TypeError, OSError, torch.OutOfMemoryError)}
