@@ -7,8 +7,8 @@
 the page cache): LoRA r = 16 and a full fine-tuning of Llama-3.2-1B's q and v, LoRA r = 256 of Llama-3.1-8B's. Its cut
 entropies are checked against float64 first. Memory is that above a process that has only imported artent, by two
 counts: VmHWM, all that was resident at once, pages of the mapped files included, and RssAnon, what could not be
-dropped. *estimates*: 4096² to 1 % against exact, in alternation. *cost*: seconds against the side d and the rank r, with
-slopes of log t. ``--tiny`` tries the script out.
+dropped. *estimates*: 4096² to 1 % against exact, in alternation. *cost*: seconds against the side d and the rank r,
+with slopes of log t. ``--tiny`` tries the script out.
 """
 
 import argparse
