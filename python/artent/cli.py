@@ -75,7 +75,10 @@ def _profile_parser(commands):
         help="endings of names, such as q_proj,v_proj, or a regular expression for whole names (all that changed)",
     )
     profile.add_argument(
-        "--method", choices=("auto", "exact", "randomized"), default="auto", help="auto is exact without --max-error"
+        "--method",
+        choices=("auto", "exact", "randomized", "hybrid"),
+        default="auto",
+        help="auto is exact without --max-error; hybrid estimates, with a standard error",
     )
     profile.add_argument("--max-error", type=float, metavar="E", help="the error in the entropies to be met")
     profile.add_argument("--rank", type=_positive, metavar="K", help="columns of the sketch, if randomized")

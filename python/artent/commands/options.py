@@ -24,8 +24,10 @@ def drawing(options):
         raise ValueError("--plot needs --out, the folder that figures are written to")
     if options.out is None or options.plot is False:
         return None
-    from artent import plots
-
+    try:
+        from artent import plots
+    except ImportError as error:
+        raise ImportError(f"{error}, or give --no-plot") from error
     plots.plt.switch_backend("Agg")  # no window, wherever this runs
     return plots
 

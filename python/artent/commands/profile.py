@@ -5,7 +5,7 @@ import os
 import sys
 import time
 import warnings
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from math import inf
 from pathlib import Path
 
@@ -31,18 +31,19 @@ def run(options):
     """
     start = time.perf_counter()
     with _one_voice() as processes, ExitStack() as stack:
-        head, plan, pending, results, plots = _together(processes, lambda: _prepare(options, processes, stack))
-        earlier = processes.broadcast({} if results is None else results.earlier)
-        records = dict(earlier)
+        head, asked, pending, results, plots = _together(processes, lambda: _prepare(options, processes, stack))
+        records = {} if results is None else dict(results.earlier)
+        earlier = frozenset(processes.broadcast(list(records)))
         if results is not None:
             options.stopped = "; what was measured is kept, and --resume goes on"
+        new = [one for one in pending if one.name not in earlier]
         try:
-            for record in _records([one for one in pending if one.name not in earlier], processes, plan):
+            for record in stack.enter_context(closing(_records(new, processes, asked))):
                 records[record["module"]] = record
                 if results is not None:
                     results.write(record)
-        except KeyboardInterrupt:
-            if processes.main and len(records) > len(earlier) and not options.json:
+        except (Exception, KeyboardInterrupt):
+            if processes.main and len(records) > len(earlier) and not options.json:  # what was measured is not lost
                 _tell(head, records, len(earlier), time.perf_counter() - start)
             raise
         if processes.main:
@@ -84,11 +85,13 @@ def _together(processes, step):
 
 
 def _prepare(options, processes, stack):
-    """What is checked and opened before anything is measured: (header, plan, updates, ``Results``, what draws).
+    """What is checked and opened before anything is measured.
 
-    The last two are for the first process only, and None for the others or where there is no ``--out``.
+    (header, options of ``entanglement_profile``, updates, ``Results``, what draws); the last two are for the first
+    process only, and None for the others or where there is no ``--out``.
     """
-    plan = Plan(options.method, options.alpha, options.log_base, options.rank, options.max_error)
+    asked = {name: getattr(options, name) for name in ("method", "alpha", "log_base", "rank", "max_error")}
+    Plan(**asked)  # which checks them
     if options.resume and options.out is None:
         raise ValueError("--resume needs --out, the folder of the run to go on with")
     where = device(options.device)
@@ -104,7 +107,7 @@ def _prepare(options, processes, stack):
         "tuned": options.tuned,
         "base": options.base,
         "targets": options.targets,
-        "options": {**vars(plan), "alpha": "inf" if plan.alpha == inf else plan.alpha},
+        "options": {**asked, "alpha": "inf" if options.alpha == inf else options.alpha},
         "device": str(where),
         "processes": processes.size,
         "inputs": {"tuned": fingerprint(options.tuned), "base": fingerprint(options.base)},
@@ -113,7 +116,7 @@ def _prepare(options, processes, stack):
     results = None
     if options.out is not None and processes.main:
         results = stack.enter_context(Results(options.out, head, options.resume))
-    return head, plan, pending, results, plots
+    return head, asked, pending, results, plots
 
 
 def _pending(options, where):
@@ -129,13 +132,13 @@ def _pending(options, where):
         raise ValueError(str(error).replace("model_or_path", "TUNED")) from error
 
 
-def _records(pending, processes, plan):
+def _records(pending, processes, asked):
     """Records of modules as they are measured, behind a progress bar where somebody looks."""
     hidden = not (processes.main and sys.stderr.isatty())
     try:
         with tqdm(total=len(pending), unit="module", disable=hidden, leave=False) as bar, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "max_error: ")  # _tell says where, once
-            for measured in measure(pending, processes=processes, **vars(plan)):
+            for measured in measure(pending, processes=processes, **asked):
                 bar.update()
                 yield record_of(measured)
     except torch.OutOfMemoryError as error:
@@ -145,32 +148,32 @@ def _records(pending, processes, plan):
 def _finish(options, head, records, earlier, results, plots):
     """Files, then words: whoever reads the words may stop reading, and a full disk does not take them along."""
     ordered = [records[name] for name in sorted(records, key=by_number)]
-    made = []
+    modules, made = [record for record in ordered if record["kind"] == "profile"], []
     try:
         if results is not None:
-            if len(ordered) > earlier:
+            if len(ordered) > earlier or not results.done:
                 results.write({"kind": "done", "modules": len(ordered), "seconds": head["seconds"]})
-            made = _write(results.folder, ordered, plots)
+            made = _write(results.folder, modules, plots)
     finally:
         if options.json:
-            modules = [record for record in ordered if record["kind"] == "profile"]
             unchanged = [record["module"] for record in ordered if record["kind"] == "unchanged"]
             print(json.dumps({**head, "unchanged": unchanged, "modules": modules}))
         else:
             _tell(head, records, earlier, head["seconds"])
+        _tell_of_error(head, modules)
     if made and not options.json:
         print()
         for path in made:
             print(f"Written: {path}")
 
 
-def _write(folder, records, plots):
+def _write(folder, modules, plots):
     """Parquet and figures of all that was measured; the paths of all files."""
-    profiles = {r["module"]: EntanglementProfile.from_dict(r) for r in records if r["kind"] == "profile"}
     made = [folder / "results.jsonl"]
-    if profiles:
-        made += [write_parquet(folder, [r for r in records if r["kind"] == "profile"])]
-        made += draw(folder, profiles, plots) if plots is not None else []
+    if modules:
+        made += [write_parquet(folder, modules)]
+    if modules and plots is not None:
+        made += draw(folder, {r["module"]: EntanglementProfile.from_dict(r) for r in modules}, plots)
     return [path for path in made if path is not None]
 
 
@@ -192,18 +195,20 @@ def _tell(head, records, earlier, seconds):
     print(
         f"{len(records) - earlier} of {head['pending']} modules measured in {seconds:.2f} s on {head['device']}{rest}"
     )
-    _tell_of_error(head, profiles)
 
 
 def _tell_of_error(head, profiles):
     """Say once where "randomized" ended above ``--max-error``."""
     most = head["options"]["max_error"]
-    errors = {name: float(p.error.amax()) for name, p in profiles.items() if p.bonds and most is not None}
+    if most is None or head["options"]["method"] != "randomized":
+        return
+    errors = {r["module"]: max((u - l) / 2 for l, u in zip(r["lower"], r["upper"])) for r in profiles if r["lower"]}
     missed = {name: error for name, error in errors.items() if error > most * (1 + 1e-9)}
     if missed:
         worst = max(missed, key=missed.get)
         print(
             f"artent profile: --max-error {most:g} is missed at {len(missed)} of {len(profiles)} modules (worst "
-            f"{missed[worst]:.2g} at {worst}): their spectra are flat. Give --method auto or exact, or a larger --rank",
+            f"{missed[worst]:.2g} at {worst}), likely because their spectra are flat. Give --method auto or exact, "
+            "or a larger --rank",
             file=sys.stderr,
         )

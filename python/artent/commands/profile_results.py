@@ -22,6 +22,7 @@ class Results:
 
     Attributes:
         earlier: records of modules by name, from before.
+        done: whether the run had come to its end.
 
     Raises ValueError for a folder in use, of another command or of a run that was asked something else.
     """
@@ -39,6 +40,7 @@ class Results:
         except OSError as error:
             raise ValueError(f"--out: {error.filename or out} can't be written ({error.strerror})") from None
         self.earlier = {r["module"]: r for r in records if r["kind"] in ("profile", "unchanged")}
+        self.done = any(r["kind"] == "done" for r in records)
         try:
             if not records:
                 self.write(run)
@@ -110,7 +112,7 @@ def fingerprint(path) -> dict | None:
 def write_parquet(folder: Path, records: list[dict]) -> Path | None:
     """profiles.parquet, a row a module; None, with a word on standard error, where pyarrow is missing."""
     if importlib.util.find_spec("pyarrow") is None:
-        print("artent profile: profiles.parquet is left out: pip install pyarrow brings it", file=sys.stderr)
+        print("artent profile: profiles.parquet needs pyarrow: pip install pyarrow", file=sys.stderr)
         return None
     import pyarrow
     import pyarrow.parquet
@@ -146,6 +148,7 @@ def draw(folder: Path, profiles: dict[str, EntanglementProfile], plots) -> list[
         alone = sum(key[0] == kind for key in groups) == 1
         label = kind if alone else f"{kind}-{m}x{n}" + (f"-r{rank}" if rank is not None else "")
         _, shown = short_names(list(group))
+        shown = {name: f"layer {short}" if short.isdigit() else short for name, short in shown.items()}
         axes[f"profile-{label}"] = lambda group=group, kind=kind, shown=shown: plots.profiles(
             {shown[name]: p for name, p in group.items()}, title=kind
         )

@@ -34,7 +34,7 @@ def lines(profiles: dict[str, EntanglementProfile]):
     yield "Kinds of module: mean ± standard deviation over modules"
     yield from _kinds(names, profiles)
     yield ""
-    yield from textwrap.wrap(_legend(every[0]), _WIDTH)
+    yield from textwrap.wrap(_legend(every), _WIDTH)
 
 
 def unchanged_lines(names):
@@ -150,12 +150,16 @@ def _share_titles():
     return [f"{share:.0%}".replace("%", " % in") for share in SHARES]
 
 
-def _legend(profile):
-    symbol = "S" if profile.alpha == 1 else f"S, Rényi {profile.alpha:g},"
-    return (
-        f"{symbol} in {profile.unit}. Effective rank: exp S at the row|column cut. Valley: max S − S at the cut. "
-        "90 % in: the rank whose best approximation keeps 90 % of ‖ΔW‖². a … b: certain bounds of what was estimated."
+def _legend(profiles):
+    first = profiles[0]
+    symbol = "S" if first.alpha == 1 else f"S, Rényi {first.alpha:g},"
+    text = (
+        f"{symbol} in {first.unit}. Effective rank: exp S at the row|column cut. Valley: max S − S at the cut. "
+        "90 % in: the rank whose best approximation keeps 90 % of ‖ΔW‖²."
     )
+    if any(p.method != "exact" for p in profiles):
+        text += " a … b: certain bounds of what was estimated; one number where they agree."
+    return text
 
 
 def _table(titles, columns):

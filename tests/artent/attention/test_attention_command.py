@@ -190,7 +190,8 @@ def test_without_matplotlib_it_is_told_before_anything_is_measured(folder, capsy
     monkeypatch.delitem(sys.modules, "artent.plots", raising=False)
     monkeypatch.delattr(artent, "plots", raising=False)
     assert run(folder, "whole", "--out", str(tmp_path / "out")) == 2
-    assert capsys.readouterr().err == "artent attention: figures need matplotlib: pip install artent[plots]\n"
+    told = "artent attention: figures need matplotlib: pip install artent[plots], or give --no-plot\n"
+    assert capsys.readouterr().err == told
     assert not (tmp_path / "out").exists()
 
 
