@@ -6,6 +6,7 @@ import numpy as np
 import peft
 import pytest
 import torch
+from artent.peft_patterns import pattern_of
 from artent.ranks import RankSuggestion
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -130,3 +131,36 @@ def test_names_that_end_in_one_another_keep_their_own_ranks(seed):
             keys = list(chosen.rank_pattern)[::order]
             key = peft.utils.other.get_pattern_key(keys, name)
             assert chosen.rank_pattern.get(key, chosen.r) == chosen.ranks[name]
+
+
+KEYS = {
+    "a dot that would match an x": (
+        {"l.0.a.q": 3, "l.1.a.q": 3, "l.0.axq": 2, "l.1.axq": 2, "l.0.b.q": 2, "l.2.b.q": 2, "l.0.k": 2, "l.1.k": 2},
+        (2, {r"a\.q": 3}),
+    ),
+    "two towers": (
+        {
+            "text.layers.0.q": 3,
+            "image.layers.0.q": 3,
+            "text.layers.1.q": 2,
+            "image.layers.1.q": 2,
+            "text.layers.2.q": 2,
+        },
+        (2, {"text.layers.0.q": 3, "image.layers.0.q": 3}),
+    ),
+    "the default that saves most keys": (
+        {"l.0.q": 4, "l.1.q": 4, "l.2.q": 5, "l.0.v": 8, "l.1.v": 8, "l.2.v": 8},
+        (4, {"l.2.q": 5, "v": 8}),
+    ),
+    "the smallest of equals": ({"a": 2, "b": 1}, (1, {"a": 2})),
+    "one end in two places": (
+        {"l.0.mlp.out": 2, "l.1.mlp.out": 2, "l.0.attn.out": 6, "l.1.attn.out": 6},
+        (2, {"attn.out": 6}),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", KEYS)
+def test_keys_are_as_short_as_they_may_be(case):
+    values, expected = KEYS[case]
+    assert pattern_of(values) == expected
