@@ -51,23 +51,28 @@ def in_rounds(pending: list[PendingUpdate], processes: Processes, profile: Calla
 def rounds(pending: list[PendingUpdate], owners: list[int], size: int) -> Iterator[list[list[int]]]:
     """For each round and rank the indices of its modules: the expensive ones first, about the same cost for each rank.
 
-    A rank takes as many as cost what the most expensive one of the round does, unless they would hold too many numbers.
+    A round ends when its most expensive module does. Until then the other ranks take more of theirs, unless they would
+    hold more numbers than the largest of the round has, or than are profiled together anyway.
     """
     left = [
         sorted((i for i in range(len(pending)) if owners[i] == rank), key=lambda i: -pending[i].cost)
         for rank in range(size)
     ]
     while any(left):
-        most = max([_COST, *(pending[own[0]].cost for own in left if own)])
-        lots = []
-        for own in left:
-            cost = elements = taken = 0
-            while taken < len(own) and elements < ELEMENTS and (not taken or cost + pending[own[taken]].cost <= most):
-                cost, elements = cost + pending[own[taken]].cost, elements + _numbers(pending[own[taken]])
-                taken += 1
-            lots.append(own[:taken])
-            del own[:taken]
-        yield lots
+        first = [pending[own[0]] for own in left if own]
+        most, room = max([_COST, *(one.cost for one in first)]), max([ELEMENTS, *map(_numbers, first)])
+        yield [_taken(pending, own, most, room) for own in left]
+
+
+def _taken(pending: list[PendingUpdate], own: list[int], cost: float, room: int) -> list[int]:
+    """Take from ``own`` the first, and those after it for which cost and room are left."""
+    lot = []
+    while own:
+        cost, room = cost - pending[own[0]].cost, room - _numbers(pending[own[0]])
+        if lot and (cost < 0 or room < 0):
+            break
+        lot.append(own.pop(0))
+    return lot
 
 
 def lasting(update: Update | None, gathered: Mapping[int, Tensor]) -> Update | None:
