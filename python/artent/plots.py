@@ -38,21 +38,12 @@ def profile(profile, ax=None, *, nulls=None, label=None):
     """
     ax = ax or plt.subplots(figsize=(6.4, 4.0), layout="constrained")[1]
     bonds, S = profile.bonds, profile.entropy.detach().cpu()
-    symbol = "S" if profile.alpha == 1 else f"S, Rényi {profile.alpha:g}"
     ax.plot(bonds, S, color=COLOURS[0], marker="o", markersize=4, linewidth=2, zorder=3, label=label or "profile")
     if profile.method != "exact":
         name = None if _BAND in ax.get_legend_handles_labels()[1] else _BAND
         low, high = profile.lower.detach().cpu(), profile.upper.detach().cpu()
         ax.fill_between(bonds, low, high, color=COLOURS[0], alpha=0.2, linewidth=0, label=name)
-    bound = rank_bound(profile.dims, profile.cut, profile.rank)
-    ax.plot(
-        bonds,
-        [nats / nats_per_unit(profile.log_base) for nats in bound],
-        color="black",
-        linestyle=":",
-        linewidth=1,
-        label="rank bound",
-    )
+    _draw_bound(ax, profile)
     for colour, (name, null) in zip(COLOURS[1:] * (len(nulls or {}) + 1), (nulls or {}).items()):
         middle, low, high = _null(name, null, profile)
         ax.plot(bonds, middle, color=colour, linestyle="--", linewidth=1.2, zorder=4, label=name)  # seen over a match
@@ -62,11 +53,7 @@ def profile(profile, ax=None, *, nulls=None, label=None):
     ax.set_ylim(bottom=0)
     if profile.cut in bonds:
         _mark_cut(ax, profile)
-    m, n = profile.shape
-    ax.set_title(f"{m}×{n}" + (f", rank {profile.rank}" if profile.rank else ""), loc="left")
-    ax.set(xlabel="bond", ylabel=f"{symbol} ({profile.unit})")
-    ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.spines[["top", "right"]].set_visible(False)
+    _name_axes(ax, profile)
     ax.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     return ax
 
@@ -75,7 +62,7 @@ def profiles(named, ax=None, *, title=None):
     """Profiles of one chain and nominal rank in one picture, below the rank bound they share.
 
     Up to six are told apart by colour and named; more are coloured in their order, from the first to the last.
-    Estimates are drawn midway between their bounds, which are shaded.
+    Bounds are shaded about the middle between them, standard errors about an estimate.
 
     Args:
         named: {name: ``EntanglementProfile``}, such as those of a kind of module by layer.
@@ -93,32 +80,28 @@ def profiles(named, ax=None, *, title=None):
     colours = COLOURS if few else plt.get_cmap("viridis")(torch.linspace(0, 0.95, len(named)))
     for colour, (name, p) in zip(colours, named.items()):
         style = {"color": colour, "marker": "o", "markersize": 3, "linewidth": 1.5 if few else 1, "zorder": 3}
-        ax.plot(p.bonds, p.entropy.detach().cpu(), label=name if few else None, **style)
+        S = p.entropy.detach().cpu()
+        ax.plot(p.bonds, S, label=name if few else None, **style)
         if p.method != "exact":
-            low, high = p.lower.detach().cpu(), p.upper.detach().cpu()
-            ax.fill_between(p.bonds, low, high, color=colour, alpha=0.15, linewidth=0)
-    bound = [nats / nats_per_unit(first.log_base) for nats in rank_bound(first.dims, first.cut, first.rank)]
-    ax.plot(first.bonds, bound, color="black", linestyle=":", linewidth=1, label="rank bound")
+            error = p.stderr.cpu() if p.stderr.any() else p.error.detach().cpu()
+            ax.fill_between(p.bonds, S - error, S + error, color=colour, alpha=0.15, linewidth=0)
+    _draw_bound(ax, first)
     if first.cut in first.bonds:
         ax.axvline(first.cut, color="0.75", linewidth=0.8, zorder=0, label=_CUT)
     if not few:
         scale = plt.cm.ScalarMappable(plt.Normalize(0, len(named) - 1), "viridis")
         bar = ax.figure.colorbar(scale, ax=ax, ticks=[0, len(named) - 1])
         bar.ax.set_yticklabels([next(iter(named)), next(reversed(named))])
-    m, n = first.shape
-    size = f"{m}×{n}" + (f", rank {first.rank}" if first.rank else "")
-    ax.set_title(f"{title}: {size}" if title else size, loc="left")
-    symbol = "S" if first.alpha == 1 else f"S, Rényi {first.alpha:g}"
-    ax.set(xlabel="bond", ylabel=f"{symbol} ({first.unit})")
     ax.set_ylim(bottom=0)
-    ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.spines[["top", "right"]].set_visible(False)
+    _name_axes(ax, first, title)
     ax.legend(frameon=False, fontsize="small", loc="upper left")
     return ax
 
 
 def effective_ranks(measured, ax=None):
-    """Effective rank against layer, a line a kind of module through the means, bounds as bars, nominal ranks dotted.
+    """Effective rank against layer, a line a kind of module through the means, nominal ranks dotted.
+
+    Bars are bounds, or an estimate's standard error.
 
     Args:
         measured: a sequence of (kind, layer, ``EntanglementProfile``).
@@ -134,8 +117,7 @@ def effective_ranks(measured, ax=None):
         drawn = [(layer, p) for layer in sorted(layers) for p in layers[layer]]
         x = [layer for layer, _ in drawn]
         middle = torch.tensor([float(p.effective_rank) for _, p in drawn])
-        low, high = torch.tensor([[float(bound) for bound in p.effective_rank_bounds] for _, p in drawn]).T
-        bars = torch.stack((middle - low, high - middle)).clamp_min(0)
+        bars = torch.tensor([_reach(p) for _, p in drawn]).T.clamp_min(0)
         ax.errorbar(x, middle, yerr=bars, fmt="o", color=colour, markersize=4, elinewidth=0.8, capsize=2)
         means = [sum(float(p.effective_rank) for p in layers[layer]) / len(layers[layer]) for layer in sorted(layers)]
         ax.plot(sorted(layers), means, color=colour, linewidth=1.5, label=kind)
@@ -147,6 +129,29 @@ def effective_ranks(measured, ax=None):
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     return ax
+
+
+def _draw_bound(ax, profile):
+    bound = rank_bound(profile.dims, profile.cut, profile.rank)
+    values = [nats / nats_per_unit(profile.log_base) for nats in bound]
+    ax.plot(profile.bonds, values, color="black", linestyle=":", linewidth=1, label="rank bound")
+
+
+def _name_axes(ax, profile, title=None):
+    size = "{}×{}".format(*profile.shape) + (f", rank {profile.rank}" if profile.rank else "")
+    ax.set_title(f"{title}: {size}" if title else size, loc="left")
+    symbol = "S" if profile.alpha == 1 else f"S, Rényi {profile.alpha:g}"
+    ax.set(xlabel="bond", ylabel=f"{symbol} ({profile.unit})")
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _reach(p):
+    """How far below and above its effective rank the truth may lie: bounds, or one standard error."""
+    rank, (low, high) = float(p.effective_rank), p.effective_rank_bounds
+    if p.cut in p.bonds and (error := float(p.stderr[p.cut - 1])):
+        return (rank * error * nats_per_unit(p.log_base),) * 2
+    return rank - float(low), float(high) - rank
 
 
 def _null(name, null, profile):

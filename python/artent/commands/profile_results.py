@@ -4,15 +4,18 @@ import importlib.util
 import json
 import os
 import sys
+import zlib
 from contextlib import contextmanager
 from pathlib import Path
 
 from artent.commands.options import records_in, something_else
-from artent.commands.profile_table import by_number, kind_of, layer_of, max_bounds, rank_keeping, short_names
+from artent.commands.profile_numbers import SHARES, numbers, rank_keeping
+from artent.commands.profile_table import by_number, kind_of, layer_of, short_names
 from artent.entanglement import EntanglementProfile
 from artent.records import RecordWriter
 
 _AGREE = ("artent", "targets", "options", "inputs")  # what a run must share with the one that it goes on with
+_END = 1 << 16  # bytes of a file that its fingerprint reads
 
 
 class Results:
@@ -85,28 +88,27 @@ def record_of(measured) -> dict:
 
 
 def scalars(profile: EntanglementProfile) -> dict:
-    """What the table shows, as numbers; of an estimate the middle, and its certain bounds."""
+    """What the table shows, as numbers: value, certain bounds and standard error of each."""
     told = {}
-    for name, middle, bounds in (
-        ("effective_rank", profile.effective_rank, profile.effective_rank_bounds),
-        ("cut_entropy", profile.cut_entropy, profile.cut_bounds),
-        ("max_entropy", profile.max_entropy, max_bounds(profile)),
-        ("valley_depth", profile.valley_depth, profile.valley_bounds),
-    ):
-        told[name] = float(middle)
-        told[f"{name}_bounds"] = [float(bound) for bound in bounds]
-    for share in (0.5, 0.9, 0.99):
-        told[f"rank_for_{share:.0%}".rstrip("%")] = list(rank_keeping(profile, share))
-    return told
+    for name, number in numbers(profile).items():
+        told |= {name: number.value, f"{name}_bounds": [number.low, number.high], f"{name}_stderr": number.stderr}
+    return told | {f"rank_for_{share * 100:.0f}": list(rank_keeping(profile, share)) for share in SHARES}
 
 
 def fingerprint(path) -> dict | None:
-    """{file: [bytes, time of change in ns]} of the configuration and weights in a folder, or of one file."""
+    """{file: [bytes, time of change in ns, CRC of its end]} of what lies in a folder, or of one file."""
     if path is None:
         return None
     path = Path(path)
     files = [path] if path.is_file() else [*path.glob("*.safetensors"), *path.glob("adapter_config.json")]
-    return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(files)}
+    return {file.name: [file.stat().st_size, file.stat().st_mtime_ns, _crc_of_end(file)] for file in sorted(files)}
+
+
+def _crc_of_end(file: Path) -> int:
+    """Of the last tensors: files written in the same tick of the clock differ there."""
+    with open(file, "rb") as opened:
+        opened.seek(max(0, file.stat().st_size - _END))
+        return zlib.crc32(opened.read())
 
 
 def write_parquet(folder: Path, records: list[dict]) -> Path | None:

@@ -1,13 +1,16 @@
 """Profiles of a model's modules as text: a line a module, then a line for every kind of module."""
 
 import textwrap
+from math import ceil
 from statistics import fmean, pstdev
 
+from artent.commands.profile_numbers import SHARES, Number, nominal_rank, numbers, rank_keeping
 from artent.entanglement import EntanglementProfile, printed
 
 _WIDTH = 100  # of running text; tables are as wide as they must be
 _NAMED = 12  # modules that did not change are named up to here, the others counted
-SHARES = (0.9, 0.99)
+_ENTROPIES = ("cut_entropy", "max_entropy", "valley_depth")
+_SHARES = SHARES[1:]
 
 
 def lines(profiles: dict[str, EntanglementProfile]):
@@ -17,16 +20,15 @@ def lines(profiles: dict[str, EntanglementProfile]):
     names = sorted(profiles, key=by_number)
     pattern, shown = short_names(names)
     every = [profiles[name] for name in names]
+    told = [numbers(p) for p in every]
     yield f"Modules: {pattern}" if pattern else "Modules"
     titles = ["module", "shape", "effective rank", "S at cut", "max S", "valley", *_share_titles(), "method"]
     columns = [
         [shown[name] for name in names],
         ["{}×{}".format(*p.shape) for p in every],
-        [f"{_interval(p.effective_rank_bounds, 1)} of {nominal_rank(p)} used" for p in every],
-        [_interval(p.cut_bounds) for p in every],
-        [_interval(max_bounds(p)) for p in every],
-        [_interval(p.valley_bounds) for p in every],
-        *([_ranks(rank_keeping(p, share)) for p in every] for share in SHARES),
+        [f"{_shown(t['effective_rank'], 1)} of {nominal_rank(p)} used" for t, p in zip(told, every)],
+        *([_shown(t[name]) for t in told] for name in _ENTROPIES),
+        *([_ranks(rank_keeping(p, share)) for p in every] for share in _SHARES),
         [p.method for p in every],
     ]
     yield from _table(titles, columns)
@@ -79,44 +81,19 @@ def short_names(names):
     return pattern, {name: ".".join(p[common:]) for name, p in parts.items()}
 
 
-def nominal_rank(profile) -> int:
-    """The rank that a factored update was given, or the most that a dense one could have."""
-    return profile.rank if profile.rank is not None else min(profile.shape)
-
-
-def max_bounds(profile):
-    """Certain bounds on max_l S(l); both equal to it where the profile is exact."""
-    return tuple(float(S.amax()) if profile.bonds else 0.0 for S in (profile.lower, profile.upper))
-
-
-def rank_keeping(profile, share: float) -> tuple[int, int]:
-    """(least, most) of the rank whose best approximation keeps ``share`` of ‖ΔW‖²; equal where the cut is exact.
-
-    A sketch's probabilities p̂ at the cut are lower bounds, and what they leave out, ε = 1 − Σp̂, could all belong to
-    the first: Σ_{i≤k} p̂_i ≤ kept(k) ≤ Σ_{i≤k} p̂_i + ε (docs/math.md §3).
-    """
-    kept = profile.cut_probabilities.detach().cumsum(0) + 1e-9  # nine of ten equal ones keep 0.9, rounding or not
-    exact = profile.cut not in profile.bonds or profile.bond_methods[profile.cut - 1] == "exact"
-    left_out = 0.0 if exact else max(0.0, 1.0 - float(kept[-1]))
-    least = 1 + int((kept + left_out < share).sum())
-    most = 1 + int((kept < share).sum())
-    return (least, most) if most <= len(kept) else (min(least, len(kept)), min(profile.shape))
-
-
 def _kinds(names, profiles):
     groups = {}
     for name in names:
         groups.setdefault(kind_of(name), []).append(profiles[name])
+    told = {kind: [numbers(p) for p in group] for kind, group in groups.items()}
     titles = ["kind", "modules", "effective rank", "S at cut", "max S", "valley", *_share_titles()]
     rows = [
         [
             kind,
             str(len(group)),
-            _spread([p.effective_rank_bounds for p in group], 1) + _of(group),
-            _spread([p.cut_bounds for p in group]),
-            _spread([max_bounds(p) for p in group]),
-            _spread([p.valley_bounds for p in group]),
-            *(_spread([rank_keeping(p, share) for p in group], 1) for share in SHARES),
+            _spread([t["effective_rank"] for t in told[kind]], 1) + _of(group),
+            *(_spread([t[name] for t in told[kind]]) for name in _ENTROPIES),
+            *(_spread([_middle(*rank_keeping(p, share)) for p in group], 1) for share in _SHARES),
         ]
         for kind, group in groups.items()
     ]
@@ -128,17 +105,27 @@ def _of(group):
     return f" of {nominal.pop()}" if len(nominal) == 1 else ""
 
 
-def _spread(bounds, digits=2):
-    """Mean ± standard deviation of what bounds agree on; the interval of the mean where they do not."""
-    low, high = ([float(x) for x in side] for side in zip(*bounds))
-    mean = printed(fmean(low), fmean(high), digits)
-    if len(low) == 1 or "…" in mean:
-        return mean
-    return f"{mean} ± {pstdev((a + b) / 2 for a, b in zip(low, high)):.{digits}f}"
+def _spread(group: list[Number], digits=2):
+    """Mean ± standard deviation, as far as bounds agree; else the interval of the mean."""
+    estimated = any(number.stderr for number in group)
+    low, high = (fmean(x.value if estimated else bound for x, bound in zip(group, side)) for side in _bounds(group))
+    mean = printed(low, high, digits)
+    return mean if len(group) == 1 or "…" in mean else f"{mean} ± {pstdev(x.value for x in group):.{digits}f}"
 
 
-def _interval(bounds, digits=2):
-    return printed(*(float(bound) for bound in bounds), digits)
+def _bounds(group):
+    return [x.low for x in group], [x.high for x in group]
+
+
+def _middle(low, high):
+    return Number((low + high) / 2, low, high, 0.0)
+
+
+def _shown(number: Number, digits=2):
+    """An estimate with its standard error, rounded up; else what the bounds agree on, or the interval they leave."""
+    if number.stderr:
+        return f"{number.value:.{digits}f} ± {ceil(number.stderr * 10**digits) / 10**digits:.{digits}f}"
+    return printed(number.low, number.high, digits)
 
 
 def _ranks(bounds):
@@ -147,7 +134,7 @@ def _ranks(bounds):
 
 
 def _share_titles():
-    return [f"{share:.0%}".replace("%", " % in") for share in SHARES]
+    return [f"{share:.0%}".replace("%", " % in") for share in _SHARES]
 
 
 def _legend(profiles):
@@ -157,8 +144,10 @@ def _legend(profiles):
         f"{symbol} in {first.unit}. Effective rank: exp S at the row|column cut. Valley: max S − S at the cut. "
         "90 % in: the rank whose best approximation keeps 90 % of ‖ΔW‖²."
     )
+    if any(p.stderr.any() for p in profiles):
+        text += " a ± b: an estimate and its standard error."
     if any(p.method != "exact" for p in profiles):
-        text += " a … b: certain bounds of what was estimated; one number where they agree."
+        text += " a … b: certain bounds, one number where they agree."
     return text
 
 
