@@ -6,6 +6,7 @@ notice at once when a process at the other end is gone. They are pickled, betwee
 
 import os
 import pickle
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -124,7 +125,7 @@ class Processes:
         try:
             yield
         except RuntimeError as error:
-            said = str(error).split(" This is typically")[0]
+            said = re.sub(r"^\[\S+\] ", "", str(error).split(" This is typically")[0])  # without gloo's source file
             if "timed out" in said.lower():
                 raise RuntimeError(
                     f"rank {rank} of {self.size} did not answer rank {self.rank} within {self.timeout:g} s. Likely "
@@ -257,13 +258,15 @@ def told(error: Exception | None) -> tuple[str, str] | None:
     return kind, str(error)
 
 
-def first_told(errors: list) -> tuple[str, str] | None:
-    """The error of the lowest rank that has one, with the rank in its message."""
-    found = [(rank, *error) for rank, error in enumerate(errors) if error is not None]
+def first_told(errors: list[tuple[str, str] | None]) -> tuple[str, str] | None:
+    """The error of the lowest rank that has one, with the rank in its message unless every rank has the same."""
+    found = [(rank, error) for rank, error in enumerate(errors) if error is not None]
     if not found:
         return None
-    rank, kind, message = found[0]
-    more = f", and {len(found) - 1} more" if len(found) > 1 else ""
+    rank, (kind, message) = found[0]
+    if len(set(errors)) == 1:
+        return kind, message
+    more = f"; {len(found) - 1} more failed" if len(found) > 1 else ""
     return kind, f"{message} (on rank {rank} of {len(errors)}{more})"
 
 
