@@ -85,7 +85,7 @@ class Allowed:
         """The smallest allowed rank from ``rank`` on; the greatest where all are smaller."""
         rank = -self._floor(-max(rank, self.minimum))
         rank = min(rank, *curve.shape)
-        return rank if self.maximum is None or rank <= self.maximum else self._floor(self.maximum)
+        return int(rank if self.maximum is None or rank <= self.maximum else self._floor(self.maximum))
 
 
 def shared_out(curves: dict, budget: int, allowed: Allowed, importance: dict) -> dict[str, int]:

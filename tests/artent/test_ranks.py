@@ -264,8 +264,9 @@ def test_what_is_told():
         "RankSuggestion(2 modules, 2 of rank 4: 496 parameters for 1,320, at least "
         f"{min(found.kept.values()):.3f} of every ‖ΔW‖² kept)"
     )
-    multiples = suggest_ranks(profiles, by="error", target=0.01, multiple_of=16)
+    multiples = suggest_ranks(profiles, by="error", target=np.float64(0.01), multiple_of=np.int64(16))
     assert multiples.ranks == {"a.q": 24, "b.q": 16}  # of 24 rows no more than 24
+    json.dumps(multiples.to_dict())
     steps = []
     model = trained(lora())
     suggest_ranks(model, progress=lambda done, modules: steps.append((done, modules)))

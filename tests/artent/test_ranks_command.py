@@ -65,8 +65,28 @@ def test_the_table_tells_ranks_savings_and_the_pattern(folder, capsys):
     before = 6 * (16 + 16 + 16 + 16 + 8 + 16)
     share = 1 - suggestion.parameters / before
     assert f"{suggestion.parameters:,} parameters for {before:,}: {share:.1%} saved" in told.out
+    assert "α/r is 2 (--scaling" in told.out
     pasted = json.loads(told.out[told.out.index("{") :])
     assert pasted == {key: value for key, value in suggestion.config().items() if key != "target_modules"}
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"use_rslora": True}, "lora_alpha: as it is now"),
+        ({"alpha_pattern": {"q_proj": 5}}, "α/r is what each module has now"),
+    ],
+    ids=str,
+)
+def test_the_table_tells_where_alpha_comes_from(tmp_path, capsys, options, told):
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=QV, init_lora_weights=False, **options)
+    peft.get_peft_model(llama(), config).save_pretrained(tmp_path)
+    assert main(["ranks", str(tmp_path)]) == 0
+    table = capsys.readouterr().out
+    assert told in table
+    assert json.loads(table[table.index("{") :]).get("use_rslora", False) == options.get("use_rslora", False)
+    assert main(["ranks", str(tmp_path), "--scaling", "0.5"]) == 0
+    assert "α/r is 0.5 (" in capsys.readouterr().out
 
 
 def test_json_is_one_object_that_peft_takes(folder, capsys, tmp_path):

@@ -75,10 +75,20 @@ def lines(suggestion):
     )
     if None in suggestion.nominal.values():
         yield "full: the update is dense, m·n parameters; a rank r has r·(m + n)."
+    yield _scaling(suggestion)
     yield ""
     yield "peft.LoraConfig (--json has target_modules too):"
     config = {key: value for key, value in suggestion.config().items() if key != "target_modules"}
     yield json.dumps(config, indent=2)
+
+
+def _scaling(suggestion):
+    if suggestion.use_rslora:
+        return "lora_alpha: as it is now, since rsLoRA scales by α/√r (--scaling sets α/r instead)."
+    ratios = {f"{alpha / suggestion.ranks[name]:g}" for name, alpha in suggestion.alphas.items()}
+    if len(ratios) > 1:
+        return "lora_alpha: α/r is what each module has now (--scaling sets one for all)."
+    return f"lora_alpha: α/r is {ratios.pop()} (--scaling sets another)."
 
 
 def _share(saved, now):
