@@ -1,19 +1,20 @@
 """artent: the entanglement of what fine-tuning writes into a language model, and of what the model attends to.
 
-Names are loaded on first use, so ``import artent`` stays light: it imports neither transformers nor peft nor
-matplotlib. ``artent.entanglement_profile`` is the place to start.
+Names are loaded on first use, so ``import artent`` stays light: it imports neither torch nor transformers nor peft
+nor matplotlib. ``artent.entanglement_profile`` is the place to start.
 """
 
 from importlib import import_module
 
 from artent import _registration
-from artent_ext._version import __version__
 
 _registration.install()
 
 _EXPORTS = {
+    "EntanglementLoss": "artent.training",
     "EntanglementProfile": "artent.entanglement",
     "EntanglementRecorder": "artent.training",
+    "LightningCallback": "artent.training",
     "LoRAUpdate": "artent.updates",
     "MPSConfig": "artent.adapters.mps",
     "MPSUpdate": "artent.updates",
@@ -22,18 +23,23 @@ _EXPORTS = {
     "entanglement_profile": "artent.profile",
     "from_lora": "artent.adapters.mps",
     "profile_model": "artent.checkpoints",
+    "RankSuggestion": "artent.ranks",
+    "suggest_ranks": "artent.ranks",
     "to_lora": "artent.adapters.mps",
     "weight_updates": "artent.checkpoints",
+    "__version__": "artent_ext._version",
 }
 _MODULES = (
     "adapters",
     "attention",
     "checkpoints",
+    "distributed",
     "entanglement",
     "entropy",
     "mps",
     "plots",
     "profile",
+    "ranks",
     "records",
     "schmidt",
     "sites",
@@ -43,7 +49,7 @@ _MODULES = (
     "updates",
 )
 
-__all__ = [*_EXPORTS, "__version__", "plots", "theory"]
+__all__ = [*_EXPORTS, "plots", "theory"]
 
 
 def __getattr__(name):

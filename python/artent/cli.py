@@ -7,8 +7,6 @@ import os
 import re
 import sys
 
-from artent_ext._version import __version__
-
 __all__ = ["main"]
 
 
@@ -37,12 +35,20 @@ def main(argv=None):
 def _parser():
     parser = argparse.ArgumentParser(prog="artent", description="Entanglement of weight updates and of attention.")
     parser.set_defaults(extra="study", stopped="")
-    parser.add_argument("--version", action="version", version=f"artent {__version__}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(dest="command", required=True)
 
     for add in (_study_parser, _report_parser, _profile_parser, _ranks_parser, _attention_parser):
         add(commands)
     return parser
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser, *_):
+        from artent import __version__  # with torch, which --help does without
+
+        print(f"artent {__version__}")
+        parser.exit()
 
 
 def _study_parser(commands):
