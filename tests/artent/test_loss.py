@@ -1,9 +1,12 @@
 """``EntanglementLoss`` on updates, against float64 unfoldings and their finite differences; what it refuses."""
 
+import copy
+
 import numpy as np
 import peft
 import pytest
 import torch
+from artent import MPSConfig
 from artent.training.loss import EntanglementLoss
 from loss_models import BOTH, CASES, adapted, full, lora, touched, values, wanted
 from mps_models import factors, llama, mlp, shake
@@ -55,6 +58,7 @@ def test_the_term_and_its_gradient_are_those_of_the_unfoldings(case, on, target)
     assert gradients.keys() == learnt
     assert len(term.values) == len(values(model, before, targets, on))
     assert list(term.values.values()) == pytest.approx(values(model, before, targets, on), abs=1e-10)
+    assert not any(value.requires_grad for value in term.values.values())
     assert not list(term.parameters())
     assert not term.state_dict()
 
@@ -148,10 +152,27 @@ def attending(implementation, **options):
     return llama(attn_implementation=implementation, **options)
 
 
+def test_a_module_without_an_active_adapter_counts_as_zero():
+    model = shake(inactive(lora()))
+    both, alone = (EntanglementLoss(model, targets=targets)().item() for targets in (BOTH, ["down"]))
+    assert both == pytest.approx(alone / 2)
+    assert alone > 0.1
+
+
 def reentrant():
     model = llama(attn_implementation="artent", use_cache=False).train()
     model.gradient_checkpointing_enable({"use_reentrant": True})
     model.enable_input_require_grads()
+    return model
+
+
+def inactive(config):
+    """A model whose adapter of ``up`` is not the one that is active."""
+    config, other = (copy.deepcopy(config) for _ in range(2))
+    config.target_modules, other.target_modules = {"up"}, {"down"}
+    model = peft.get_peft_model(mlp(), config)
+    model.add_adapter("other", other)
+    model.set_adapter("other")
     return model
 
 
@@ -183,6 +204,16 @@ REFUSED = {
         lambda: EntanglementLoss(mlp().requires_grad_(False), targets=BOTH),
         ValueError,
         "nothing that targets=.* requires a gradient.*is_trainable=True",
+    ),
+    "LoRA not active": (
+        lambda: EntanglementLoss(inactive(lora()), targets=["up"]),
+        ValueError,
+        "nothing that .* requires a gradient.*active",
+    ),
+    "MPS not active": (
+        lambda: EntanglementLoss(inactive(MPSConfig(r=4)), targets=["up"]),
+        ValueError,
+        r"no active adapter has an update that targets=\['up'\] means",
     ),
     "DoRA": (
         lambda: EntanglementLoss(adapted(lora(use_dora=True))[0], targets=BOTH),

@@ -12,7 +12,7 @@ from artent.differences import differences, matrices
 from artent.distributed import is_sharded
 from artent.peft_updates import adapted_layers
 from artent.profile import entanglement_profile
-from artent.weights import Weights, read_weights, unwrap
+from artent.weights import Weights, read_weights
 
 TERMS = ("valley_depth", "cut_entropy", "attention_entropy")
 _TARGETS = ("q_proj", "v_proj")
@@ -84,25 +84,25 @@ class EntanglementLoss(nn.Module):
         self.target = None if target is None else _number("target", target)
         self.weight = _number("weight", weight)
         self.values = {}
-        self._read = unwrap(model), base  # in a tuple, where modules are no submodules
+        self._read = model, base  # in a tuple, where modules are no submodules
         if on == "attention_entropy":
             if base is not None or targets != _TARGETS:
                 raise ValueError('base, targets: are of weight updates, and on="attention_entropy" reads every layer')
             return
-        model = self._read[0]
         if not adapted_layers(model):
             self._read = model, _kept(model, base, targets)
         if not any(parameter.requires_grad for update in self._pending() for parameter in update.parameters):
             raise ValueError(
                 f"model: nothing that targets={targets!r} means requires a gradient: the term would change nothing. "
-                "Likely cause: a frozen model, or an adapter loaded without is_trainable=True"
+                "Likely cause: a frozen model, or an adapter that was loaded without is_trainable=True or is not active"
             )
 
     def forward(self, output=None, attention_mask=None) -> Tensor:
         """The term, a scalar in float32 (float64 where the weights are).
 
         ``output`` and ``attention_mask`` are read for "attention_entropy" only: what the model returned, and the mask
-        (B, T) that it was given, 1 at real tokens. Without a mask every row counts, those of padding too.
+        (B, T) that it was given, 1 at real tokens. Without a mask every row that sees a key counts, those of padding on
+        the right too.
         """
         if self.on == "attention_entropy":
             measured, unchanged = attention_values(output, attention_mask), []
@@ -212,8 +212,12 @@ def _check_whole(name, parameters):
 
 
 def _is_merged(layer):
-    """Whether the update of this layer of PEFT's is merged minus base; a module trained as a copy has a plain one."""
-    return layer is not None and not hasattr(layer, "modules_to_save")
+    """Whether an active adapter's update of this layer is read as merged minus base; a module's copy is a plain one."""
+    if layer is None or hasattr(layer, "modules_to_save"):
+        return False
+    return any(
+        adapter in getattr(layer, part) for part in layer.adapter_layer_names for adapter in layer.active_adapters
+    )
 
 
 def _nothing(parameters):
