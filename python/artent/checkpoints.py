@@ -5,10 +5,8 @@ from pathlib import Path
 
 import torch
 
-from artent import distributed
 from artent.adapter_files import folder_updates, is_factored, read_config, refuse_factors
 from artent.differences import differences
-from artent.distributed import is_sharded
 from artent.measure import measure, read_whole
 from artent.peft_updates import adapted_layers, live_updates
 from artent.pending import PendingUpdate
@@ -69,10 +67,7 @@ def profile_model(model_or_path, base=None, *, targets=None, processes=None, **o
     call, the modules are shared out; the first process has all the profiles, the others an empty dictionary. Sharded
     weights (FSDP2, ZeRO-3) are always shared out, each gathered when its turn comes.
     """
-    pending = pending_updates(model_or_path, base, targets=targets)
-    if processes is None and any(is_sharded(p) for one in pending for p in one.parameters):
-        processes = distributed.processes()
-    found = list(measure(pending, processes=processes, **options))
+    found = list(measure(pending_updates(model_or_path, base, targets=targets), processes=processes, **options))
     unchanged = [measured.name for measured in found if measured.profile is None]
     _warn_of_unchanged(unchanged, asked=targets is not None or len(unchanged) == len(found))
     return {measured.name: measured.profile for measured in found if measured.profile is not None}

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import torch
 
-from artent.distributed import Processes, whole
+from artent.distributed import Processes, is_sharded, whole
+from artent.distributed import processes as all_processes
 from artent.entanglement import EntanglementProfile
 from artent.pending import PendingUpdate
 from artent.profile import entanglement_profile
@@ -30,13 +31,17 @@ def measure(pending: Iterable[PendingUpdate], *, processes: Processes | None = N
     """The profiles of ``pending``, in batches; ``options`` go to ``entanglement_profile``.
 
     With several ``processes`` every one of them iterates to the end: the modules are shared out, those that are sharded
-    gathered when their turn comes, and the first process gets all results, the others none.
+    gathered when their turn comes, and the first process gets all results, the others none. None: those of
+    torch.distributed where weights are sharded, else this one alone.
 
     Raises TypeError and ValueError as ``entanglement_profile`` does, by the module's name; with several processes every
     one of them raises what one of them met, and RuntimeError where one of them ended or no longer answers.
     """
+    pending = list(pending)
+    if processes is None and any(is_sharded(p) for one in pending for p in one.parameters):
+        processes = all_processes()
     if processes is not None and processes.size > 1:
-        yield from in_rounds(list(pending), processes, partial(_measured, options))
+        yield from in_rounds(pending, processes, partial(_measured, options))
         return
     start, held, elements = time.perf_counter(), [], 0
     for one in pending:

@@ -6,8 +6,8 @@ import numpy as np
 import peft
 import pytest
 import torch
-from artent.peft_patterns import pattern_of
 from artent.ranks import RankSuggestion
+from artent.ranks.patterns import pattern_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
 

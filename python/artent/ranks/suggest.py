@@ -11,19 +11,16 @@ import torch
 
 from artent.adapter_files import METHODS
 from artent.checkpoints import pending_updates
-from artent.distributed import processes
 from artent.entanglement import EntanglementProfile
 from artent.measure import measure
-from artent.peft_patterns import lookup
 from artent.peft_updates import adapted_layers
-from artent.rank_choice import Allowed, Curve, shared_out
-from artent.rank_suggestion import RankSuggestion, parameters_of
+from artent.ranks.choice import Allowed, Curve, shared_out
+from artent.ranks.patterns import lookup
+from artent.ranks.suggestion import RankSuggestion, parameters_of
 from artent.records import read_records
 from artent.targets import select
 from artent.weights import unwrap
 from artent_ext._arguments import integer
-
-__all__ = ["RankSuggestion", "suggest_ranks"]
 
 TARGETS = {"mass": 0.9, "error": 0.3, "entropy": 1.0}  # of each criterion, where nobody says
 # What a record of a profile holds besides the context of its run.
@@ -75,7 +72,8 @@ def suggest_ranks(
     though it may not be the smallest; "entropy" takes the upper bound.
 
     Returns:
-        A ``RankSuggestion``. None in all processes but the first where torch.distributed runs.
+        A ``RankSuggestion``. Of sharded weights (FSDP2, ZeRO-3), for which every process makes this call, None in all
+        processes but the first.
 
     Raises:
         ValueError: for a randomized profile whose sketch is too narrow to tell; for a budget that the minimum
@@ -88,7 +86,7 @@ def suggest_ranks(
         raise ValueError("importance: weighs the losses in a budget; pass parameters too")
     _check_number("scaling", scaling, "lora_alpha / r, a finite number > 0")
     profiles, unchanged = _profiles(source, base, targets, progress, options)
-    if not profiles and not processes().main:
+    if profiles is None:
         return None
     if not profiles:
         raise ValueError(
@@ -119,8 +117,8 @@ def suggest_ranks(
     )
 
 
-def _profiles(source, base, targets, progress, options) -> tuple[dict[str, EntanglementProfile], list[str]]:
-    """The profiles of ``source``, and the names of modules that have none because they did not change."""
+def _profiles(source, base, targets, progress, options) -> tuple[dict[str, EntanglementProfile] | None, list[str]]:
+    """The profiles of ``source`` (None: they are another process's), and the names of modules that have none because they did not change."""
     unchanged = []
     if isinstance(source, Mapping) and (not source or _has_profiles(source)):
         for name, profile in source.items():
@@ -130,10 +128,12 @@ def _profiles(source, base, targets, progress, options) -> tuple[dict[str, Entan
         source, unchanged = _recorded(path)
     else:
         found, pending = {}, pending_updates(source, base, targets=targets)
-        for measured in measure(pending, processes=processes(), **options):
+        for measured in measure(pending, **options):
             found[measured.name] = measured.profile
             if progress is not None:
                 progress(len(found), len(pending))
+        if pending and not found:  # in a process that is not the first
+            return None, []
         changed = {name: profile for name, profile in found.items() if profile is not None}
         return changed, [name for name in found if name not in changed]
     if base is not None or options:

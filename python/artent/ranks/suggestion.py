@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from math import prod
 
-from artent.peft_patterns import pattern_of
+from artent.ranks.patterns import pattern_of
 
 
 def parameters_of(shape: tuple[int, int], rank: int | None) -> int:
