@@ -118,7 +118,7 @@ def suggest_ranks(
 
 
 def _profiles(source, base, targets, progress, options) -> tuple[dict[str, EntanglementProfile] | None, list[str]]:
-    """The profiles of ``source`` (None: they are another process's), and the names of modules that have none because they did not change."""
+    """The profiles of ``source`` (None: they are another process's), and the names of modules that did not change."""
     unchanged = []
     if isinstance(source, Mapping) and (not source or _has_profiles(source)):
         for name, profile in source.items():
