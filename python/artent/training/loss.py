@@ -12,10 +12,10 @@ from artent.differences import differences, matrices
 from artent.distributed import is_sharded
 from artent.peft_updates import adapted_layers
 from artent.profile import entanglement_profile
+from artent.training.recorder import TARGETS
 from artent.weights import Weights, read_weights
 
 TERMS = ("valley_depth", "cut_entropy", "attention_entropy")
-_TARGETS = ("q_proj", "v_proj")
 
 
 class EntanglementLoss(nn.Module):
@@ -47,12 +47,12 @@ class EntanglementLoss(nn.Module):
     what an optimiser sees in the first steps. ``weight`` may be changed at any time, and a linear rise from zero keeps
     that gradient bounded: ``term.weight = 0.01 * min(1, step / 100)``.
 
-    A call measures every target exactly, and backward costs about twice that again: little for LoRA factors; for dense
-    updates an eigendecomposition a bond and as many float32 copies of the matrices (docs/math.md §2). Calling it every
-    k-th step costs a k-th. In each of k accumulated micro-batches it counts k times, unless ``weight`` is divided by k.
-    Under DistributedDataParallel every process computes the same term from the same parameters, and averaging
-    gradients leaves it right; attention is that of the process's own batch, as the loss is. Add it to the loss before
-    backward, which synchronises once.
+    A call costs exact profiles of all targets and backward goes back through them: little for LoRA factors; for dense
+    updates an eigendecomposition a bond, and float32 copies of the matrices for as long as the graph lives
+    (docs/math.md §2). Calling it every k-th step costs a k-th. In each of k accumulated micro-batches it counts k
+    times, unless ``weight`` is divided by k. Under DistributedDataParallel every process computes the same term from
+    the same parameters, and averaging gradients leaves it right; attention is that of the process's own batch, as the
+    loss is. Add it to the loss before backward, which synchronises once.
 
     Args:
         model: as trained; inside torch.compile, DistributedDataParallel or DeepSpeed (ZeRO ≤ 2) it is found. It is not
@@ -74,7 +74,7 @@ class EntanglementLoss(nn.Module):
         TypeError: an argument of another kind.
     """
 
-    def __init__(self, model, base=None, *, targets=_TARGETS, on="valley_depth", target=None, weight=1.0):
+    def __init__(self, model, base=None, *, targets=TARGETS, on="valley_depth", target=None, weight=1.0):
         super().__init__()
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
@@ -86,7 +86,7 @@ class EntanglementLoss(nn.Module):
         self.values = {}
         self._read = model, base  # in a tuple, where modules are no submodules
         if on == "attention_entropy":
-            if base is not None or targets != _TARGETS:
+            if base is not None or targets != TARGETS:
                 raise ValueError('base, targets: are of weight updates, and on="attention_entropy" reads every layer')
             return
         if not adapted_layers(model):
