@@ -114,7 +114,7 @@ def _crc_of_end(file: Path) -> int:
 def write_parquet(folder: Path, records: list[dict]) -> Path | None:
     """profiles.parquet, a row a module; None, with a word on standard error, where pyarrow is missing."""
     if importlib.util.find_spec("pyarrow") is None:
-        print("artent profile: profiles.parquet needs pyarrow: pip install pyarrow", file=sys.stderr)
+        print("artent profile: profiles.parquet needs pyarrow: pip install artent[parquet]", file=sys.stderr)
         return None
     import pyarrow
     import pyarrow.parquet

@@ -28,7 +28,7 @@ def lines(profiles: dict[str, EntanglementProfile]):
         ["{}×{}".format(*p.shape) for p in every],
         [f"{_shown(t['effective_rank'], 1)} of {nominal_rank(p)} used" for t, p in zip(told, every)],
         *([_shown(t[name]) for t in told] for name in _ENTROPIES),
-        *([_ranks(rank_keeping(p, share)) for p in every] for share in _SHARES),
+        *([_ranks(p, share) for p in every] for share in _SHARES),
         [p.method for p in every],
     ]
     yield from _table(titles, columns)
@@ -93,7 +93,7 @@ def _kinds(names, profiles):
             str(len(group)),
             _spread([t["effective_rank"] for t in told[kind]], 1) + _of(group),
             *(_spread([t[name] for t in told[kind]]) for name in _ENTROPIES),
-            *(_spread([_middle(*rank_keeping(p, share)) for p in group], 1) for share in _SHARES),
+            *(_mean_ranks(group, share) for share in _SHARES),
         ]
         for kind, group in groups.items()
     ]
@@ -106,19 +106,13 @@ def _of(group):
 
 
 def _spread(group: list[Number], digits=2):
-    """Mean ± standard deviation, as far as bounds agree; else the interval of the mean."""
-    estimated = any(number.stderr for number in group)
-    low, high = (fmean(x.value if estimated else bound for x, bound in zip(group, side)) for side in _bounds(group))
+    """Mean ± standard deviation, of estimates and where bounds agree; else the interval of the mean."""
+    if any(x.stderr for x in group):
+        low = high = fmean(x.value for x in group)
+    else:
+        low, high = fmean(x.low for x in group), fmean(x.high for x in group)
     mean = printed(low, high, digits)
     return mean if len(group) == 1 or "…" in mean else f"{mean} ± {pstdev(x.value for x in group):.{digits}f}"
-
-
-def _bounds(group):
-    return [x.low for x in group], [x.high for x in group]
-
-
-def _middle(low, high):
-    return Number((low + high) / 2, low, high, 0.0)
 
 
 def _shown(number: Number, digits=2):
@@ -128,9 +122,18 @@ def _shown(number: Number, digits=2):
     return printed(number.low, number.high, digits)
 
 
-def _ranks(bounds):
-    least, most = bounds
+def _ranks(profile, share):
+    least, most = rank_keeping(profile, share)
+    if least < most == min(profile.shape):
+        return f"≥ {least}"
     return str(least) if least == most else f"{least} … {most}"
+
+
+def _mean_ranks(group, share):
+    bounds = [rank_keeping(p, share) for p in group]
+    if any(least < most == min(p.shape) for p, (least, most) in zip(group, bounds)):
+        return f"≥ {fmean(least for least, _ in bounds):.1f}"
+    return _spread([Number((least + most) / 2, least, most, 0.0) for least, most in bounds], 1)
 
 
 def _share_titles():

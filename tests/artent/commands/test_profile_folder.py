@@ -151,7 +151,7 @@ def test_without_pyarrow_all_but_parquet_is_written(files, tmp_path, capsys, mon
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "pyarrow" else find(name, *a))
     assert run(files.adapter, "--out", tmp_path, "--no-plot") == 0
     captured = capsys.readouterr()
-    assert captured.err == "artent profile: profiles.parquet needs pyarrow: pip install pyarrow\n"
+    assert captured.err == "artent profile: profiles.parquet needs pyarrow: pip install artent[parquet]\n"
     assert "9 of 9 modules measured" in captured.out
     assert [path.name for path in tmp_path.iterdir()] == ["results.jsonl"]
 

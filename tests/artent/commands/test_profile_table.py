@@ -66,7 +66,7 @@ def test_estimates_have_a_standard_error():
     assert peak["valley_depth"].stderr == 0.0  # at the cut itself
     row = next(line for line in lines({"a.0.q": estimate([0.6, 0.4, 0.5], [0.03, 0.0401, 0.01])}) if "hybrid" in line)
     assert "1.5 ± 0.1 of 4 used  0.40 ± 0.05  0.60 ± 0.03  0.20 ± 0.06" in row  # errors are rounded up
-    assert row.endswith("  2 … 4    2 … 4  hybrid")  # 0.5, 0.2 and 0.3 that nobody has seen
+    assert row.endswith("    ≥ 2      ≥ 2  hybrid")  # 0.5, 0.2 and 0.3 that nobody has seen
 
 
 NAMES = {  # names, what they have in common, what is left of each
