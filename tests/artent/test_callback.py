@@ -5,8 +5,12 @@ import pytest
 import torch
 from artent import attach
 from artent.records import read_records
+from artent.safetensors_files import SafetensorsFiles
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_training import TEXTS, training_arguments
+from torch.utils.tensorboard import SummaryWriter
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations import TensorBoardCallback
 
 KEYS = {f"artent/{name}" for name in ("cut_entropy", "valley_depth", "effective_rank", "s_ext", "seconds", "share")}
 
@@ -112,15 +116,15 @@ class KillAt(TrainerCallback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("kind", ["full-ft", "lora"])
-def test_a_resumed_run_measures_what_the_whole_run_does(kind, tmp_path):
+@pytest.mark.parametrize(("kind", "keep_base"), [("full-ft", "memory"), ("full-ft", "disk"), ("lora", "disk")])
+def test_a_resumed_run_measures_what_the_whole_run_does(kind, keep_base, tmp_path):
     saving = {"save_strategy": "steps", "save_steps": 2}
     whole = trainer(tmp_path / "whole", kind, **saving)
     attach(whole, every=1, out=tmp_path / "whole.jsonl")
     whole.train()
 
     killed = trainer(tmp_path / "run", kind, **saving)
-    attach(killed, every=1, out=tmp_path / "run.jsonl")
+    attach(killed, every=1, out=tmp_path / "run.jsonl", keep_base=keep_base)
     killed.add_callback(KillAt(3))
     with pytest.raises(KeyboardInterrupt):
         killed.train()
@@ -128,16 +132,52 @@ def test_a_resumed_run_measures_what_the_whole_run_does(kind, tmp_path):
     with torch.no_grad():  # the base is what the run began with, not what the resuming process happens to build
         next(p for n, p in other.named_parameters() if "q_proj" in n and p.requires_grad).add_(1.0)
     resumed = trainer(tmp_path / "run", kind, model=other, **saving)
-    attach(resumed, every=1, out=tmp_path / "run.jsonl")
+    callback = attach(resumed, every=1, out=tmp_path / "run.jsonl", keep_base=keep_base)
     resumed.train(resume_from_checkpoint=True)
     assert profiles(tmp_path / "run.jsonl") == profiles(tmp_path / "whole.jsonl")
 
     if kind == "full-ft":
+        assert isinstance(callback.recorder.base.tensors, SafetensorsFiles)
         (tmp_path / "run" / "artent_base.safetensors").unlink()
         lost = trainer(tmp_path / "run", kind, **saving)
         attach(lost, every=1)
         with pytest.raises(ValueError, match=r"resumes at step .*artent_base\.safetensors.*missing"):
             lost.train(resume_from_checkpoint=True)
+
+
+def test_a_base_on_disk_leaves_no_copy_in_memory(tmp_path):
+    watched = trainer(tmp_path, max_steps=2)
+    start = {name: p.detach().clone() for name, p in watched.model.named_parameters()}
+    callback = attach(watched, every=1, external=False, keep_base="disk", out=tmp_path / "r.jsonl")
+    watched.train()
+    read = callback.recorder.base.tensors
+    assert isinstance(read, SafetensorsFiles)
+    assert len(read) == 4
+    assert all(torch.equal(read[name], start[name]) for name in read)
+    assert not torch.equal(watched.model.get_parameter(next(iter(read))), start[next(iter(read))])
+    assert {step for step, _ in profiles(tmp_path / "r.jsonl")} == {1, 2}
+
+
+def test_the_values_reach_tensorboard(tmp_path):
+    watched = trainer(tmp_path, max_steps=4)
+    watched.add_callback(TensorBoardCallback(SummaryWriter(tmp_path / "events")))
+    attach(watched, every=2)
+    watched.train()
+    events = EventAccumulator(str(tmp_path / "events")).Reload()
+    for key in KEYS:
+        logged = {e["step"]: e[key] for e in watched.state.log_history if key in e}
+        assert {s.step: s.value for s in events.Scalars(f"train/{key}")} == pytest.approx(logged, rel=1e-6)
+        assert set(logged) == ({0, 2, 4} if key in ("artent/s_ext", "artent/seconds") else {2, 4})
+    assert [s.step for s in events.Scalars("train/loss")] == [2, 4]
+
+
+def test_the_first_and_the_last_step_are_measured_whatever_the_budget(tmp_path):
+    watched = trainer(tmp_path)
+    attach(watched, every=1, budget=1e-9)
+    watched.train()
+    assert set(ours(watched.state.log_history)) == {0, 6}
+    with pytest.raises(ValueError, match=r"budget=5: expected a share"):
+        attach(other := trainer(tmp_path), budget=5) and other.train()
 
 
 def test_training_again_starts_from_the_weights_of_then(tmp_path):
@@ -169,6 +209,19 @@ def test_bad_input_is_told(tmp_path):
     streamed.train_dataset = iter(TEXTS)
     with pytest.raises(ValueError, match="Pass probe"):
         attach(streamed)
+    with pytest.raises(ValueError, match=r"keep_base='cpu': expected 'memory' or 'disk'"):
+        attach(trainer(tmp_path), keep_base="cpu")
+
+    class FullyShardedDataParallel(torch.nn.Module):  # by its name: the real one needs a process group
+        def __init__(self, module):
+            super().__init__()
+            self.module = module
+
+    flat = trainer(tmp_path)
+    attach(flat, external=False)
+    model = FullyShardedDataParallel(flat.model)
+    with pytest.raises(ValueError, match=r"FSDP's first version.*fsdp_version: 2"):
+        flat.callback_handler.callbacks[-1].on_train_begin(flat.args, flat.state, flat.control, model=model)
     typo = trainer(tmp_path)
     attach(typo, targets=["q_pro"])
     with pytest.raises(ValueError, match=r"\['q_pro'\] match none"):

@@ -1,10 +1,13 @@
 import copy
+import os
 
 import peft
 import pytest
 import torch
 from artent import EntanglementRecorder, attention_entanglement, entanglement_profile
+from artent.attention.probe import Probe
 from artent.records import RecordWriter, read_records
+from artent.safetensors_files import SafetensorsFiles
 from transformers import LlamaConfig, LlamaForCausalLM
 
 NAMES = [f"model.layers.{i}.self_attn.{p}_proj" for i in range(2) for p in "qv"]
@@ -169,6 +172,57 @@ def test_a_base_may_be_given_and_the_kept_copy_is_in_the_models_own_dtype():
     assert {r["module"]: r["entropy"] for r in given.measure(2)} == {n: by_name[n] for n in NAMES if "q_proj" in n}
 
 
+def test_the_first_weights_may_be_kept_on_disk(tmp_path):
+    model = build("full-ft", torch.bfloat16)
+    in_memory = EntanglementRecorder(model)
+    on_disk = EntanglementRecorder(model, keep_base="disk", out=tmp_path / "run" / "results.jsonl")
+    assert isinstance(on_disk.base.tensors, SafetensorsFiles)
+    train(model, steps=2)
+    expected = {r["module"]: r["entropy"] for r in in_memory.measure(2)}
+    assert {r["module"]: r["entropy"] for r in on_disk.measure(2)} == expected
+    on_disk.close()
+    later = EntanglementRecorder(model, tmp_path / "run" / "artent_base.safetensors")
+    assert {r["module"]: r["entropy"] for r in later.measure(2)} == expected
+    assert len(expected) == 4
+
+
+@pytest.mark.parametrize("moment", ["attention", "writing"])
+def test_an_interrupted_measurement_leaves_the_file_and_the_model(moment, monkeypatch, tmp_path):
+    path, model = tmp_path / "results.jsonl", build("full-ft")
+    recorder = EntanglementRecorder(model, every=2, probe=PROBE, out=path)
+
+    def interrupted_at(call, function):
+        calls = []
+
+        def counting(*arguments):
+            calls.append(arguments)
+            if len(calls) == call:
+                raise KeyboardInterrupt
+            return function(*arguments)
+
+        return counting
+
+    if moment == "attention":  # in the forward pass of the second measurement: two layers each
+        monkeypatch.setattr(Probe, "_check_rows", staticmethod(interrupted_at(3, Probe._check_rows)))
+    else:
+        monkeypatch.setattr(os, "fsync", interrupted_at(2, os.fsync))
+    hooks = [len(module._forward_hooks) for module in model.modules()]
+    with pytest.raises(KeyboardInterrupt):
+        train(model, recorder)
+    random = torch.get_rng_state()
+    assert [r["step"] for r in read_records(path)] == [0]
+    assert [len(module._forward_hooks) for module in model.modules()] == hooks
+    assert all(module.training for module in model.modules())
+    assert torch.is_grad_enabled()
+    train(plain := build("full-ft"), steps=2)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), plain.parameters(), strict=True))
+    assert torch.equal(torch.get_rng_state(), random)
+    monkeypatch.undo()
+    assert len(recorder.measure(2)) == 5  # and it goes on
+    assert [r["step"] for r in read_records(path)] == [0, *[2] * 5]
+    recorder.close()
+
+
 def test_only_what_is_due_is_measured_and_a_writer_may_be_shared(tmp_path):
     model = build("lora")
     with RecordWriter(tmp_path / "r.jsonl") as writer:
@@ -190,6 +244,10 @@ BAD = {
     "nothing": ({"internal": False}, ValueError, "nothing to measure"),
     "targets": ({"targets": ["c_attn"]}, ValueError, r"\['c_attn'\] match none"),
     "out": ({"out": 3}, TypeError, "out must be"),
+    "options of profiles": ({"profile": {"errors": 1}}, ValueError, "profile: errors unknown.*max_error, method"),
+    "no share": ({"budget": 1.0}, ValueError, "budget=1.0: expected a share"),
+    "where the base is kept": ({"keep_base": "gpu"}, ValueError, "keep_base='gpu': expected 'memory' or 'disk'"),
+    "a base nowhere": ({"keep_base": "disk"}, ValueError, "keep_base='disk' needs out"),
 }
 
 
