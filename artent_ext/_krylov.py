@@ -90,15 +90,15 @@ def estimate(state: State, rank: int, steps: int, seed: Tensor) -> Estimate:
     single = single <= index + 4.0 * (2.0 * index / rank).sqrt()
     converged = ((residual <= _CONVERGED * theta) & single).cumprod(-1).sum(-1)
 
-    levels = [(theta, mass), _radau(T, H, D)]
+    levels = [(theta, mass), radau(T, H, D)]
     weights = [0.5, 0.5]
     if steps > 1:
         r = rank * (steps - 1)
-        levels.insert(0, _radau(T[:, :r, :r], H[:, :r, :r], D[:, :r]))
+        levels.insert(0, radau(T[:, :r, :r], H[:, :r, :r], D[:, :r]))
         weights = [0.25, 0.5, 0.25]
     head = levels[-1][0]
     rows = state.support.double().sum(-1)
-    found = [_count(nodes, mass, head, converged.clamp_max(nodes.shape[-1]), rows) for nodes, mass in levels]
+    found = [count(nodes, mass, head, converged.clamp_max(nodes.shape[-1]), rows) for nodes, mass in levels]
     value = sum(w * S for w, (S, _) in zip(weights, found, strict=True))
     influence = sum(w * I for w, (_, I) in zip(weights, found, strict=True))
 
@@ -179,7 +179,7 @@ def _next_block(V, residual, seed):
     return ops.rsvd_orthonormalise(_outside(V, Q), 0, seed)[0]
 
 
-def _radau(T, H, D):
+def radau(T, H, D):
     """Nodes and weights (N, r), (N, r, b) of Gauss–Radau with a node at zero: one more moment than T has.
 
     With M = A Aᵀ the nodes are those of UᵀAᵀA U, U the orthonormalised AᵀV: X = Y Θ^{−½} makes U = AᵀV X.
@@ -194,7 +194,7 @@ def _radau(T, H, D):
     return nodes, amplitude.square() / share[..., None]
 
 
-def _count(nodes, weights, head, converged, rows):
+def count(nodes, weights, head, converged, rows):
     """Entropy (N), and what each probe adds to its fluctuation (N, b).
 
     ``head``: nodes (N, ≥ c) of which the first ``converged`` are eigenvalues; ``rows``: how many there are in all.

@@ -20,6 +20,13 @@ def printed(low: float, high: float, digits: int = 2) -> str:
     return f"{floor(low * unit) / unit:.{digits}f} … {ceil(high * unit) / unit:.{digits}f}"
 
 
+def estimated(value: float, stderr: float, digits: int = 2) -> str:
+    """The number with its standard error; alone, where that is not seen in its printed digits."""
+    number = f"{round(value, digits) + 0.0:.{digits}f}"  # no −0.00
+    seen = f"{stderr:.{digits}f}"
+    return f"{number} ± {seen}" if float(seen) else number
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class EntanglementProfile:
     """Entropy at each bond of an update of shape (m, n), a chain of N sites: rows first, then columns.
@@ -27,23 +34,27 @@ class EntanglementProfile:
     Entropies are in nats, or in units of ``log_base``; tensors are float64 on the update's device, and everything
     computed from them is differentiable with respect to it (first derivatives).
 
-    An exact profile holds values. In a randomized one all that is called a bound is certain; ``entropy``, and what
-    follows from it, is the middle between two bounds, and says little where ``error`` is large.
+    An exact profile holds values. In a randomized or hybrid one all that is called a bound is certain. ``entropy``, and
+    what follows from it, is in a randomized one the middle between two bounds, and says little where ``error`` is
+    large; in a hybrid one an estimate, whose standard error ``stderr`` is small also where the bounds say little.
 
     Attributes:
-        entropy: (N−1,), S_α at bonds 1 … N−1. At randomized bonds midway between the bounds, right within ``error``.
+        entropy: (N−1,), S_α at bonds 1 … N−1. At randomized bonds midway between the bounds, right within ``error``; at
+            hybrid ones the estimate.
         lower, upper: (N−1,), certain bounds on the entropy. Equal to it where the bond is exact, but for the outer
             bonds of a sketch, whose bounds allow for rounding.
-        cut_probabilities: (k,), Schmidt probabilities at the row|column cut, descending. Where the cut is randomized
-            the certified ones: each a lower bound, and together less than one.
+        cut_probabilities: (k,), Schmidt probabilities at the row|column cut, descending. Where the cut is not exact
+            the certified ones: each a lower bound (at a hybrid cut to float32 rounding), and together less than one.
         schmidt_ranks: numerical Schmidt rank per bond, the bond dimension that an MPS of the update needs. A lower
-            bound at randomized bonds, where the sketch may be narrower.
+            bound at bonds that are not exact, where what is known of the spectrum may be less.
         sites: (row sites, column sites).
         rank: nominal rank of a factored update, None for a dense one.
         alpha: the Rényi order of the entropies.
         log_base: their unit; None for nats.
-        method: what was done: "exact", or "randomized" where any bond was.
-        bond_methods: (N−1,), "exact" or "randomized" for each bond; left out, ``method`` at all of them.
+        method: what was done: "exact", or "randomized" or "hybrid" where any bond was.
+        bond_methods: (N−1,), "exact", "randomized" or "hybrid" for each bond; left out, ``method`` at all of them.
+        stderr: (N−1,) float64, one standard error of the entropies at hybrid bonds, in their unit; zero at all others,
+            and where left out.
     """
 
     entropy: Tensor
@@ -57,8 +68,11 @@ class EntanglementProfile:
     log_base: float | None = None
     method: str = "exact"
     bond_methods: tuple[str, ...] = ()
+    stderr: Tensor | None = None
 
     def __post_init__(self):
+        if self.stderr is None:
+            object.__setattr__(self, "stderr", torch.zeros_like(self.entropy).detach())
         if not self.bond_methods:
             object.__setattr__(self, "bond_methods", (self.method,) * len(self.bonds))
 
@@ -95,16 +109,25 @@ class EntanglementProfile:
 
     @property
     def error(self) -> Tensor:
-        """(N−1,): half the distance between the bounds, within which the entropies are right; zero where exact."""
-        return (self.upper - self.lower) / 2
+        """(N−1,): how far the entropies can certainly not be wrong, as far as the bounds are; zero where exact.
+
+        Midway between the bounds that is half of their distance. What is likely of a hybrid estimate says ``stderr``.
+        """
+        return torch.maximum(self.upper - self.entropy, self.entropy - self.lower)
 
     @property
     def cut_entropy(self) -> Tensor:
         """S at the row|column cut; zero where there is nothing on one side of it.
 
-        The midpoint's; see ``cut_bounds`` where ``method`` is randomized.
+        The midpoint's; see ``cut_bounds`` where ``method`` is randomized. The estimate where it is hybrid, with
+        ``cut_stderr``; so are the numbers below.
         """
         return self._at_cut(self.entropy)
+
+    @property
+    def cut_stderr(self) -> Tensor:
+        """One standard error of ``cut_entropy``; zero unless it is a hybrid estimate."""
+        return self._at_cut(self.stderr)
 
     @property
     def cut_bounds(self) -> tuple[Tensor, Tensor]:
@@ -120,6 +143,19 @@ class EntanglementProfile:
     def valley_depth(self) -> Tensor:
         """max_l S(l) − S(cut). The midpoint's; see ``valley_bounds`` where ``method`` is randomized."""
         return self.max_entropy - self.cut_entropy
+
+    @property
+    def valley_stderr(self) -> Tensor:
+        """One standard error of ``valley_depth``, the bonds' estimates being independent; zero where both are exact.
+
+        Where the cut is highest the depth is zero, and this one says how much of a valley would not have been seen.
+        """
+        return torch.hypot(self._at_highest(self.stderr), self.cut_stderr)
+
+    @property
+    def effective_rank_stderr(self) -> Tensor:
+        """One standard error of ``effective_rank``, to first order."""
+        return self.effective_rank.detach() * self.cut_stderr * nats_per_unit(self.log_base)
 
     @property
     def valley_bounds(self) -> tuple[Tensor, Tensor]:
@@ -155,17 +191,34 @@ class EntanglementProfile:
     def _max(self, S: Tensor) -> Tensor:
         return S.amax() if self.bonds else S.new_zeros(())
 
+    def _at_highest(self, x: Tensor) -> Tensor:
+        return x[int(self.entropy.detach().argmax())] if self.bonds else x.new_zeros(())
+
+    def printed(self, name: str, digits: int = 2) -> str:
+        """ "max_entropy", "cut_entropy", "valley_depth" or "effective_rank" as far as it is known.
+
+        The number; where bounds differ in the digits their interval, "1.20 … 1.41"; of a hybrid estimate "1.31 ± 0.02".
+        """
+        value, bounds, stderr = {
+            "max_entropy": (
+                self.max_entropy,
+                (self._max(self.lower), self._max(self.upper)),
+                self._at_highest(self.stderr),
+            ),
+            "cut_entropy": (self.cut_entropy, self.cut_bounds, self.cut_stderr),
+            "valley_depth": (self.valley_depth, self.valley_bounds, self.valley_stderr),
+            "effective_rank": (self.effective_rank, self.effective_rank_bounds, self.effective_rank_stderr),
+        }[name]
+        if self.method == "hybrid":
+            return estimated(float(value.detach()), float(stderr), digits)
+        return printed(*(float(bound.detach()) for bound in bounds), digits)
+
     def __repr__(self):
-        highest = self._max(self.lower), self._max(self.upper)
-        S, valley, effective = (
-            [float(bound.detach()) for bound in bounds]
-            for bounds in (highest, self.valley_bounds, self.effective_rank_bounds)
-        )
         symbol = "S" if self.alpha == 1 else f"S_{self.alpha:g}"
         size = "{}×{}".format(*self.shape) + ("" if self.rank is None else f", rank {self.rank}")
         return (
-            f"EntanglementProfile({size}, {self.method}: max {symbol} {printed(*S)} {self.unit}, "
-            f"valley {printed(*valley)}, effective rank {printed(*effective, 1)})"
+            f"EntanglementProfile({size}, {self.method}: max {symbol} {self.printed('max_entropy')} {self.unit}, "
+            f"valley {self.printed('valley_depth')}, effective rank {self.printed('effective_rank', 1)})"
         )
 
     @property
@@ -184,17 +237,21 @@ class EntanglementProfile:
         return x @ side[:rise] / (x @ x)
 
     def mass_kept(self, k: int) -> Tensor:
-        """The share of ‖ΔW‖² that its best rank-k approximation keeps; a lower bound where the cut is randomized.
+        """The share of ‖ΔW‖² that its best rank-k approximation keeps; a lower bound where the cut is not exact.
 
         Raises ValueError for a k beyond the probabilities that are known there.
         """
         if isinstance(k, bool) or not isinstance(k, Integral) or k < 0:
             raise ValueError(f"k: expected a rank ≥ 0, got {k!r}")
         known = len(self.cut_probabilities)
-        if known < k and self.cut in self.bonds and self.bond_methods[self.cut - 1] == "randomized":
+        method = self.bond_methods[self.cut - 1] if self.cut in self.bonds else "exact"
+        if known < k and method != "exact":
+            wider = (
+                f"with rank={k} or more" if method == "randomized" else f"with method='randomized', rank={k} or more"
+            )
             raise ValueError(
-                f"k: {k} probabilities at the row|column cut were asked for, and the randomized sketch of this profile "
-                f"found {known}: profile with rank={k} or more, or method='exact'"
+                f"k: {k} probabilities at the row|column cut were asked for, and the {method} sketch of this profile "
+                f"found {known}: profile with {wider}rank={k} or more, or method='exact'"
             )
         return self.cut_probabilities[:k].sum()
 
@@ -221,6 +278,7 @@ class EntanglementProfile:
             "log_base": self.log_base,
             "estimator": self.method,
             "bond_methods": list(self.bond_methods),
+            "stderr": self.stderr.tolist(),
         }
 
     @classmethod
@@ -240,4 +298,5 @@ class EntanglementProfile:
             log_base=values["log_base"],
             method=values["estimator"],
             bond_methods=tuple(values.get("bond_methods", ())),  # not in records of exact-only versions
+            stderr=torch.tensor(values["stderr"], dtype=torch.float64) if "stderr" in values else None,
         )

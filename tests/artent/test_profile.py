@@ -190,7 +190,7 @@ BAD = {
                     r"update\[0\]: got an artent_ext.Operator.*LoRAUpdate\(B, A\).*dense matrix"),
     "a module": (lambda: artent.entanglement_profile(torch.nn.Linear(2, 2)), TypeError, "got Linear"),
     "sites": (lambda: artent.entanglement_profile(B, sites=((5,), (3,))), ValueError, "sites: row sites"),
-    "method": (lambda: artent.entanglement_profile(B, method="svd"), ValueError, "'exact', 'randomized', got 'svd'"),
+    "method": (lambda: artent.entanglement_profile(B, method="svd"), ValueError, "'randomized', 'hybrid', got 'svd'"),
     "alpha": (lambda: artent.entanglement_profile(B, alpha=-1), ValueError, "alpha"),
     "log_base": (lambda: artent.entanglement_profile(B, log_base=0), ValueError, "log_base"),
     "k": (lambda: artent.entanglement_profile(B).mass_kept(-1), ValueError, "k: expected a rank"),

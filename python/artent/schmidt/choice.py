@@ -1,8 +1,4 @@
-"""Which method for which bond of a dense update: a model of what they cost, and a search that stays within it.
-
-Costs are in multiplications and additions of a large float32 product, fitted on a CPU with AVX2; what takes longer than
-its arithmetic (eigenvalues, narrow products, conversions to float64) counts for more. N = mn.
-"""
+"""Which method for which bond of a dense update: a model of what they cost (``costs``), and a search within it."""
 
 from math import ceil, log, log1p
 
@@ -10,6 +6,7 @@ import torch
 from torch import Tensor
 
 from artent.schmidt import exact
+from artent.schmidt.costs import exact_cost, sides
 from artent.schmidt.plan import Plan
 from artent.schmidt.randomized import sketch
 from artent.schmidt.spectrum import Spectrum
@@ -27,7 +24,7 @@ def sketched(W: Tensor, chain: Chain, plan: Plan) -> list[Spectrum]:
     They widen no further than exact would cost. Outer bonds are exact, up to where that costs half of the rest.
     """
     width = min(plan.rank or WIDTH, *chain.shape)
-    return _widen(W, chain, plan, width, _exact_cost(chain, plan.alpha, chain.bonds), _ends)
+    return _widen(W, chain, plan, width, exact_cost(chain, plan.alpha, chain.bonds), _ends)
 
 
 def cheapest(W: Tensor, chain: Chain, plan: Plan) -> list[Spectrum]:
@@ -37,7 +34,7 @@ def cheapest(W: Tensor, chain: Chain, plan: Plan) -> list[Spectrum]:
     spectrum, the search ends there, and the bonds that miss it, with those beyond them, are done exactly.
     """
     width = min(plan.rank or _PROBE, *chain.shape)
-    budget = _STAKE * _exact_cost(chain, plan.alpha, chain.bonds)
+    budget = _STAKE * exact_cost(chain, plan.alpha, chain.bonds)
     if _sketch_cost(chain, width, 1) > budget:
         return _replace(W, chain, plan, [None] * len(chain.bonds), chain.bonds)
     spectra = _widen(W, chain, plan, width, budget, lambda width: 1)
@@ -102,7 +99,7 @@ def _missing(chain: Chain, plan: Plan, spectra: list[Spectrum]) -> tuple[int, ..
 def _replace(W: Tensor, chain: Chain, plan: Plan, spectra: list, missing: tuple[int, ...]) -> list[Spectrum]:
     """The spectra with those of the missing bonds exact, and those that a ladder brings along."""
     spectra = list(spectra)
-    for on_left, side in zip((True, False), _sides(chain)):
+    for on_left, side in zip((True, False), sides(chain)):
         bonds = [l for l in side if l in missing]
         if bonds and plan.alpha < 1:
             found = {l: exact.one(W[None], chain, l) for l in bonds}
@@ -115,31 +112,6 @@ def _replace(W: Tensor, chain: Chain, plan: Plan, spectra: list, missing: tuple[
         for l, p in found.items():
             spectra[l - 1] = Spectrum(p)
     return spectra
-
-
-def _sides(chain: Chain) -> tuple[list[int], list[int]]:
-    """The bonds with their smaller dimension on the left, and those with it on the right, each from the middle out."""
-    left = [l for l, D in zip(chain.bonds, chain.left_dims) if _size(chain, l) == D]
-    return left[::-1], [l for l in chain.bonds if l not in left]
-
-
-def _size(chain: Chain, bond: int) -> int:
-    m, n = chain.shape
-    D = chain.left_dims[bond - 1]
-    return min(D, m * n // D)
-
-
-def _exact_cost(chain: Chain, alpha: float, bonds) -> float:
-    """Of a Gram matrix and its ladder a side, or for α < 1 of singular values a bond."""
-    m, n = chain.shape
-    if alpha < 1:
-        return sum(50 * _size(chain, l) * m * n for l in bonds)
-    cost = 0.0
-    for side in _sides(chain):
-        sizes = [_size(chain, l) for l in side if l in bonds]
-        if sizes:
-            cost += 1.25 * max(sizes) * m * n + sum(5 * size**3 for size in sizes)
-    return cost
 
 
 def _sketch_cost(chain: Chain, width: int, ends: int) -> float:

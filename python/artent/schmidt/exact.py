@@ -124,16 +124,16 @@ def probabilities(X: Tensor, dims: tuple[int, ...], singular: bool) -> list[Tens
 def _side(X: Tensor, D: int, sites: tuple[int, ...], on_left: bool) -> list[Tensor]:
     """Probabilities of the ladder that starts at the bond of left dimension D and walks outwards over ``sites``."""
     size = D if on_left else X.shape[1] // D
-    if X.dtype == torch.float64 or size <= _DOUBLE_SIZE or _reduced_products():
+    if X.dtype == torch.float64 or size <= _DOUBLE_SIZE or reduced_products():
         return _ladder(X.double(), D, sites, on_left)
     chains = []
     for x in X.split(1):  # one at a time: at this size a batch saves nothing, and only some may need float64
         p = _ladder(x, D, sites, on_left)
-        chains.append(p if all(map(_trustworthy, p)) else _ladder(x.double(), D, sites, on_left))
+        chains.append(p if all(map(trustworthy, p)) else _ladder(x.double(), D, sites, on_left))
     return [torch.cat(bond) for bond in zip(*chains)]
 
 
-def _reduced_products() -> bool:
+def reduced_products() -> bool:
     """May float32 products run in TF32 or bfloat16 here? torch raises where its two ways to say so were mixed."""
     try:
         return torch.get_float32_matmul_precision() != "highest"
@@ -174,11 +174,11 @@ def _gram(M: Tensor) -> Tensor:
     return torch.cat([torch.cat(row, -1) for row in rows], -2)
 
 
-def _trustworthy(p: Tensor) -> bool:
+def trustworthy(p: Tensor, tolerance: float = TOLERANCE) -> bool:
     """Is float32 good enough? Its noise lifts every probability below it, by about the noise each."""
     noise = torch.finfo(torch.float32).eps / 2 * p[0, 0].item()
     lifted = (p[0] < 10 * noise).sum().item()
-    return lifted * noise * log(1 / noise) <= TOLERANCE
+    return lifted * noise * log(1 / noise) <= tolerance
 
 
 def _by_singular_values(X: Tensor, D: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from artent.entropy import certificate, entropy
@@ -31,3 +32,35 @@ class Spectrum(NamedTuple):
         """(batch,): half of the width between the bounds, in nats."""
         lower, upper = self.bounds(alpha)
         return (upper - lower).detach() / 2
+
+    def entropy(self, alpha: float) -> Tensor:
+        """(batch,): S_α, or midway between its bounds."""
+        lower, upper = self.bounds(alpha)
+        return (lower + upper) / 2
+
+    def stderr(self) -> Tensor:
+        """(batch,): nothing here is left to chance."""
+        return torch.zeros_like(self.p[:, 0]).detach()
+
+
+class Estimated(NamedTuple):
+    """The same of one update where S is estimated: von Neumann's, with what is certain of it and of the λ."""
+
+    p: Tensor  # (1, k) float64, descending: λ_i ≥ p_i, but for a trace distance
+    value: Tensor  # (1,) nats
+    deviation: Tensor  # (1,) nats, one standard error
+    lower: Tensor  # (1,) nats, certain
+    upper: Tensor  # (1,)
+    method: str = "hybrid"
+
+    def bounds(self, alpha: float) -> tuple[Tensor, Tensor]:
+        """(lower, upper) on S in nats, (1,) each."""
+        return self.lower, self.upper
+
+    def entropy(self, alpha: float) -> Tensor:
+        """(1,): the estimate."""
+        return self.value
+
+    def stderr(self) -> Tensor:
+        """(1,): its standard error."""
+        return self.deviation
