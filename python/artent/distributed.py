@@ -8,7 +8,7 @@ import os
 import pickle
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -213,9 +213,14 @@ def whole(parameters: Iterable[Tensor]) -> Iterator[dict[int, Tensor]]:
         yield {}
         return
     partitioned = [p for p in sharded if hasattr(p, "ds_status")]
-    with _gathered([p for p in partitioned if p.ds_status.name != "AVAILABLE"]):
-        full = {id(p): p.detach() for p in partitioned}
-        full |= {id(p): _full(p) for p in sharded if id(p) not in full}
+    with ExitStack() as stack:
+        with _gathering(sharded):
+            if absent := [p for p in partitioned if p.ds_status.name != "AVAILABLE"]:
+                from deepspeed import zero  # whoever has such parameters has it
+
+                stack.enter_context(zero.GatheredParameters(absent))
+            full = {id(p): p.detach() for p in partitioned}
+            full |= {id(p): _full(p) for p in sharded if id(p) not in full}
         try:
             yield full
         finally:
@@ -226,25 +231,23 @@ def whole(parameters: Iterable[Tensor]) -> Iterator[dict[int, Tensor]]:
 def _full(parameter: Tensor) -> Tensor:
     """The whole of a DTensor."""
     shard, kind = parameter.detach(), parameter.device_mesh.device_type
+    # FSDP2 may keep it on the CPU, where the backend of its mesh cannot gather.
+    return (shard if shard.device.type == kind else shard.to(kind)).full_tensor()
+
+
+@contextmanager
+def _gathering(parameters: list[Tensor]):
+    """What torch and DeepSpeed raise when processes do not meet, said so that one knows what to look for."""
     try:
-        if shard.device.type != kind:  # FSDP2 keeps it on the CPU, where the backend of its mesh cannot gather
-            shard = shard.to(kind)
-        return shard.full_tensor()
+        yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
+        shapes = ", ".join(str(tuple(getattr(p, "ds_shape", p.shape))) for p in parameters[:4])
         raise RuntimeError(
-            f"a sharded parameter of shape {tuple(parameter.shape)} could not be gathered. Likely cause: another "
-            "process ended (its own output tells why), or did not come to the same gather: every rank has to measure "
-            f"({error})"
+            f"sharded parameters of shape {shapes} could not be gathered. Likely cause: another process ended (its own "
+            f"output tells why), or did not come to the same gather: every rank has to measure ({error})"
         ) from error
-
-
-def _gathered(partitioned: list[Tensor]):
-    """DeepSpeed's context in which ZeRO-3 parameters are whole."""
-    if not partitioned:
-        return nullcontext()
-    from deepspeed import zero  # whoever has such parameters has it
-
-    return zero.GatheredParameters(partitioned)
 
 
 _KEPT = {kind.__name__: kind for kind in (ValueError, TypeError, OSError, torch.OutOfMemoryError)}
