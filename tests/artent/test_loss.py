@@ -6,8 +6,7 @@ import numpy as np
 import peft
 import pytest
 import torch
-from artent import MPSConfig
-from artent.training.loss import EntanglementLoss
+from artent import EntanglementLoss, MPSConfig
 from loss_models import BOTH, CASES, adapted, full, lora, touched, values, wanted
 from mps_models import factors, llama, mlp, shake
 from safetensors.torch import save_file

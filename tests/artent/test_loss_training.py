@@ -7,8 +7,7 @@ import sys
 import peft
 import pytest
 import torch
-from artent import MPSConfig
-from artent.training.loss import EntanglementLoss
+from artent import EntanglementLoss, MPSConfig
 from loss_models import BOTH, CASES, adapted, lora, touched
 from mps_models import llama, shake
 from torch import nn
@@ -162,8 +161,8 @@ def test_sharded_parameters_are_refused():
 DDP = """
 import sys
 import torch
+from artent import EntanglementLoss
 from torch import nn
-from artent.training.loss import EntanglementLoss
 
 rank, folder = int(sys.argv[1]), sys.argv[2]
 torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)

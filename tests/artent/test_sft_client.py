@@ -5,9 +5,8 @@ from math import exp
 
 import pytest
 import torch
-from artent import MPSConfig, attach
+from artent import EntanglementLoss, MPSConfig, attach
 from artent.records import read_records
-from artent.training.loss import EntanglementLoss
 from mps_models import llama
 from peft import LoraConfig
 from tokenizers import Tokenizer, models, pre_tokenizers

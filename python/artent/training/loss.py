@@ -230,7 +230,7 @@ def _profiles(updates):
     """{name: EntanglementProfile}, equal shapes computed together; what is wrong is told by name."""
     names = list(updates)
     try:
-        return dict(zip(names, entanglement_profile(list(updates.values()))))
+        return dict(zip(names, entanglement_profile(list(updates.values()), method="exact")))
     except (TypeError, ValueError) as error:  # which speaks of update[i]
         raise type(error)(re.sub(r"update\[(\d+)\]", lambda match: names[int(match[1])], str(error))) from error
 
