@@ -1,7 +1,6 @@
 """``artent profile``: the entanglement of what fine-tuning wrote, module by module: table, JSON, files and figures."""
 
 import json
-import os
 import sys
 import time
 import warnings
@@ -95,8 +94,8 @@ def _prepare(options, processes, stack):
     if options.resume and options.out is None:
         raise ValueError("--resume needs --out, the folder of the run to go on with")
     where = device(options.device)
-    if where.type == "cuda" and where.index is None and processes.size > 1:
-        where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    if where.type == "cuda" and where.index is None:
+        where = torch.device("cuda", torch.cuda.current_device())  # which each process has of its own
     plots = drawing(options) if processes.main else None
     pending = _pending(options, where)
     head = {

@@ -90,21 +90,46 @@ def test_torchrun_shares_the_modules_out_and_one_process_tells(files, tmp_path, 
     assert len(list((tmp_path / "figures").iterdir())) == 4
 
 
-def test_of_several_processes_one_tells_the_error(files, tmp_path):
-    (tmp_path / "file").write_text("mine")
+def two(*commands):
+    """[(exit status, standard output, standard error)] of commands that are two processes of a run."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     together = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [start(command, RANK=str(i), LOCAL_RANK=str(i), **together) for i, command in enumerate(commands)]
+    return [(*process.communicate(timeout=120), process.returncode) for process in processes]
+
+
+def test_of_two_processes_one_tells_the_error(files, tmp_path):
+    (tmp_path / "file").write_text("mine")
     command = [*PROFILE, files.adapter, "--out", tmp_path / "file"]  # which only the first process opens
-    processes = [start(command, RANK=str(rank), LOCAL_RANK=str(rank), **together) for rank in range(2)]
-    told = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [2, 2]
-    assert told[1] == ("", "")
-    assert told[0][0] == ""
-    [line] = told[0][1].splitlines()
+    (out, err, code), second = two(command, command)
+    assert second == ("", "", 2)
+    assert (out, code) == ("", 2)
+    [line] = err.splitlines()
     assert line.startswith("artent profile: --out: ")
     assert "is a file, expected a folder" in line
+
+
+KILLED = """
+import os, signal, sys
+from artent import measure
+measure.entanglement_profile = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+from artent.cli import main
+main(sys.argv[1:])
+"""
+
+
+def test_of_two_processes_one_is_killed(files, tmp_path):
+    arguments = ["profile", files.tuned, "--base", files.base, "--out", tmp_path, "--no-plot"]
+    (out, err, code), (_, _, killed) = two([*PROFILE, *arguments[1:]], [sys.executable, "-c", KILLED, *arguments])
+    assert (out, code, killed) == ("", 2, -signal.SIGKILL)
+    [line] = err.splitlines()
+    assert line.startswith("artent profile: rank 1 of 2 ended")
+    [head] = read_records(tmp_path / "results.jsonl")
+    assert head["kind"] == "run"
+    assert main([*map(str, arguments), "--resume"]) == 0  # alone
+    assert len(measured(tmp_path)) == 9
 
 
 def test_what_is_imported(files):
