@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -54,6 +54,19 @@ def measure(pending: Iterable[PendingUpdate], *, processes: Processes | None = N
     yield from _measured(options, held, start)
 
 
+def profiles_of(updates: Mapping[str, Update], **options) -> dict[str, EntanglementProfile]:
+    """{name: profile} of updates by name, equal shapes computed together; with a gradient where it is recorded.
+
+    Raises TypeError and ValueError as ``entanglement_profile`` does, by name.
+    """
+    names = list(updates)
+    try:
+        return dict(zip(names, entanglement_profile(list(updates.values()), **options), strict=True)) if names else {}
+    except (TypeError, ValueError) as error:  # which speaks of update[i]
+        message = re.sub(r"update\[(\d+)\]", lambda match: names[int(match[1])], str(error))
+        raise type(error)(message) from error
+
+
 def read_whole(one: PendingUpdate) -> Update | None:
     """The update, gathered where it is sharded: then every process has to ask for it."""
     with whole(one.parameters) as gathered:
@@ -70,14 +83,6 @@ def numbers(update) -> int:
 
 def _measured(options, held, start) -> list[Measured]:
     """Of [(pending, update)] that were read since ``start``; the time is shared out by cost."""
-    changed = [(one, update) for one, update in held if update is not None]
-    profiles = {}
-    if changed:
-        try:
-            found = entanglement_profile([update for _, update in changed], **options)
-        except (TypeError, ValueError) as error:  # which speaks of update[i]
-            message = re.sub(r"update\[(\d+)\]", lambda match: changed[int(match[1])][0].name, str(error))
-            raise type(error)(message) from error
-        profiles = {one.name: profile for (one, _), profile in zip(changed, found, strict=True)}
+    profiles = profiles_of({one.name: update for one, update in held if update is not None}, **options)
     seconds, cost = time.perf_counter() - start, sum(one.cost for one, _ in held)
     return [Measured(one.name, one.shape, profiles.get(one.name), seconds * one.cost / cost) for one, _ in held]

@@ -54,6 +54,8 @@ def live_updates(model, layers, base, targets) -> list[PendingUpdate]:
         if hasattr(layer, "modules_to_save"):
             pending += _saved_whole(name, layer)
             continue
+        if not any(a in getattr(layer, parts) for parts in layer.adapter_layer_names for a in layer.active_adapters):
+            continue  # an adapter that is not active
         starts = {getattr(configs.get(a), "init_lora_weights", True) for a in layer.active_adapters}
         kept = starts <= set(BASE_KEPT)
         if hasattr(layer, "weight_update") or (kept and not getattr(layer, "lora_variant", None) and _factors(layer)):

@@ -1,6 +1,5 @@
 """``EntanglementLoss``: a term of a training loss that makes updates, or attention, more or less entangled."""
 
-import re
 from math import isfinite
 from numbers import Real
 
@@ -10,8 +9,8 @@ from torch import Tensor, nn
 from artent.checkpoints import pending_updates
 from artent.differences import differences, matrices
 from artent.distributed import is_sharded
+from artent.measure import profiles_of
 from artent.peft_updates import adapted_layers
-from artent.profile import entanglement_profile
 from artent.training.recorder import TARGETS
 from artent.weights import Weights, read_weights
 
@@ -127,7 +126,7 @@ class EntanglementLoss(nn.Module):
                     unchanged.append(_nothing(update.parameters).to(dtype))
                 else:
                     updates[update.name] = found
-        profiles = _profiles(updates)
+        profiles = profiles_of(updates, method="exact")
         return {name: getattr(profile, self.on).to(dtype) for name, profile in profiles.items()}, unchanged
 
     def _pending(self):
@@ -212,27 +211,14 @@ def _check_whole(name, parameters):
 
 
 def _is_merged(layer):
-    """Whether an active adapter's update of this layer is read as merged minus base; a module's copy is a plain one."""
-    if layer is None or hasattr(layer, "modules_to_save"):
-        return False
-    return any(
-        adapter in getattr(layer, part) for part in layer.adapter_layer_names for adapter in layer.active_adapters
-    )
+    """Whether the update of this layer is read as merged minus base; that of a module trained as a copy is a plain one."""
+    return layer is not None and not hasattr(layer, "modules_to_save")
 
 
 def _nothing(parameters):
     """Zero, with a zero gradient for each of ``parameters``: backward works at step 0 too."""
     empty = (parameter[:0].sum() for parameter in parameters if parameter.requires_grad)
     return sum(empty, start=parameters[0].new_zeros(()))
-
-
-def _profiles(updates):
-    """{name: EntanglementProfile}, equal shapes computed together; what is wrong is told by name."""
-    names = list(updates)
-    try:
-        return dict(zip(names, entanglement_profile(list(updates.values()), method="exact")))
-    except (TypeError, ValueError) as error:  # which speaks of update[i]
-        raise type(error)(re.sub(r"update\[(\d+)\]", lambda match: names[int(match[1])], str(error))) from error
 
 
 def _number(name, value) -> float:
