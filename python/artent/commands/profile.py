@@ -93,9 +93,7 @@ def _prepare(options, processes, stack):
     Plan(**asked)  # which checks them
     if options.resume and options.out is None:
         raise ValueError("--resume needs --out, the folder of the run to go on with")
-    where = device(options.device)
-    if where.type == "cuda" and where.index is None:
-        where = torch.device("cuda", torch.cuda.current_device())  # which each process has of its own
+    where = _device(options.device)
     plots = drawing(options) if processes.main else None
     pending = _pending(options, where)
     head = {
@@ -116,6 +114,15 @@ def _prepare(options, processes, stack):
     if options.out is not None and processes.main:
         results = stack.enter_context(Results(options.out, head, options.resume))
     return head, asked, pending, results, plots
+
+
+def _device(name):
+    where = device(name)
+    if where.type == "cpu":
+        return torch.device("cpu")
+    if where.type != "cuda":
+        raise ValueError(f"--device: {name!r} has no float64, which profiles are summed up in; expected cpu or cuda")
+    return where if where.index is not None else torch.device("cuda", torch.cuda.current_device())  # this process's own
 
 
 def _pending(options, where):

@@ -106,7 +106,7 @@ def test_estimates_are_told_as_bounds(files, reference, capsys):
 
 
 def test_options_reach_the_profile(files, reference, capsys):
-    options = ("--alpha", "2", "--log-base", "2", "--targets", r".*\.0\..*_proj", "--device", "cpu")
+    options = ("--alpha", "2", "--log-base", "2", "--targets", r".*\.0\..*_proj", "--device", "cpu:0")
     told = json.loads(printed(capsys, files.adapter, *options, "--json"))
     assert [r["module"].split(".")[2] for r in told["modules"]] == ["0"] * 3
     for record in told["modules"]:
@@ -168,6 +168,8 @@ MISTAKES = {  # arguments, what the message says; {} is the folder of all files
     "an order of entropy": (["{}/adapter", "--alpha", "0"], "alpha"),
     "a unit of entropy": (["{}/adapter", "--log-base", "1"], "log_base"),
     "a device": (["{}/adapter", "--device", "abacus"], "expected cpu, cuda"),
+    "a device without float64": (["{}/adapter", "--device", "mps"], "--device: 'mps' has no float64"),
+    "a device that is not there": (["{}/adapter", "--device", "cuda:7"], r"torch sees \d CUDA devices"),
     "a plot without a folder": (["{}/adapter", "--plot"], "--plot needs --out"),
     "no run to resume": (["{}/adapter", "--resume"], "--resume needs --out"),
     "out is a file": (["{}/adapter", "--out", "{}/pickled.bin"], "--out.*is a file"),
