@@ -162,7 +162,8 @@ def against(found, exact, ours, theirs):
     faster, at_cut = ratio(theirs, ours), error[exact.cut - 1].item()
     return {
         "S_cut": float(exact.cut_entropy), "ours_s": median(ours), "exact_s": median(theirs), "ratio": faster,
-        "error_at_cut": at_cut, "largest_error": error.max().item(),
+        "error_at_cut": at_cut, "stderr_at_cut": (found.stderr / exact.entropy)[exact.cut - 1].item(),
+        "largest_error": error.max().item(),
         "bonds_within": (error <= ERROR_LIMIT).double().mean().item(),
         "target": ESTIMATE_TARGET, "met": faster >= ESTIMATE_TARGET and at_cut <= ERROR_LIMIT,
     }  # fmt: skip
