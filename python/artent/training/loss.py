@@ -211,7 +211,7 @@ def _check_whole(name, parameters):
 
 
 def _is_merged(layer):
-    """Whether the update of this layer is read as merged minus base; that of a module trained as a copy is a plain one."""
+    """Whether the update of this layer is read as merged minus base; a module trained as a copy has a plain one."""
     return layer is not None and not hasattr(layer, "modules_to_save")
 
 
