@@ -7,6 +7,7 @@ notice at once when a process at the other end is gone. They are pickled, betwee
 import os
 import pickle
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 # Seconds without a word from a rank that still runs. Longer than any one profile should take; a rank that has ended is
 # noticed at once.
@@ -196,6 +197,18 @@ def launched(timeout: float | None = None) -> Iterator[Processes]:
 def is_sharded(parameter: Tensor) -> bool:
     """Whether it has to be gathered to be read: a DTensor (FSDP2, tensor parallel) or one that ZeRO-3 partitioned."""
     return hasattr(parameter, "full_tensor") or hasattr(parameter, "ds_status")
+
+
+def at_rest(model: nn.Module) -> None:
+    """Let FSDP2 put back the shards of parameters that a forward pass without a backward one left whole.
+
+    Those are in the dtype that the model computes in, which may be coarser than what is trained. Nothing is sent, and
+    training goes on as it would have.
+    """
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # a model that it shards has imported it
+    for module in model.modules() if fsdp else ():
+        if isinstance(module, fsdp.FSDPModule):
+            module.reshard()
 
 
 @contextmanager
