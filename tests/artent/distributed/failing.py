@@ -141,6 +141,7 @@ def objects(rank, folder):
         for i, p in enumerate(placed):
             assert type(gathered[id(p)]) is torch.Tensor
             assert torch.equal(gathered[id(p)], W + i)
+    assert gathered == {}  # let go
     said = None
     try:
         here.agree(ValueError("of all"))

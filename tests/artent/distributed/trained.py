@@ -158,6 +158,8 @@ def check(name, here):
     base = snapshot(model, targets, here) if targets else None
 
     def measuring():
+        with torch.no_grad():  # as a validation does, after which FSDP2 leaves some parameters whole
+            model(input_ids=texts())
         return list(measure(pending_updates(model, base, targets=targets), processes=here))
 
     training(model, texts(here.rank, here.size), measuring)  # which is not to notice it
