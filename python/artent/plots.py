@@ -9,7 +9,7 @@ except ImportError as error:
 
 import torch
 
-from artent.entanglement import EntanglementProfile, printed
+from artent.entanglement import EntanglementProfile
 from artent.entropy import nats_per_unit
 from artent.theory import Null, rank_bound
 
@@ -24,8 +24,8 @@ _NAMED = {**{f"m{i}": colour for i, colour in enumerate(COLOURS)}, "ink": "black
 def profile(profile, ax=None, *, nulls=None, label=None):
     """Entropy against bond, with the rank bound, the row|column cut and the valley marked.
 
-    A randomized profile is drawn midway between its bounds, which are shaded; its valley is a number only where they
-    agree on its digits, else the interval that they leave.
+    Certain bounds are shaded. A randomized profile is drawn midway between them, and its valley is a number only where
+    they agree on its digits, else the interval that they leave; a hybrid one is drawn with its standard errors.
 
     Args:
         profile: an ``EntanglementProfile``.
@@ -43,6 +43,8 @@ def profile(profile, ax=None, *, nulls=None, label=None):
         name = None if _BAND in ax.get_legend_handles_labels()[1] else _BAND
         low, high = profile.lower.detach().cpu(), profile.upper.detach().cpu()
         ax.fill_between(bonds, low, high, color=COLOURS[0], alpha=0.2, linewidth=0, label=name)
+    if profile.stderr.any():
+        ax.errorbar(bonds, S, profile.stderr.cpu(), fmt="none", ecolor=COLOURS[0], capsize=3, label="standard error")
     _draw_bound(ax, profile)
     for colour, (name, null) in zip(COLOURS[1:] * (len(nulls or {}) + 1), (nulls or {}).items()):
         middle, low, high = _null(name, null, profile)
@@ -148,9 +150,9 @@ def _name_axes(ax, profile, title=None):
 
 def _reach(p):
     """How far below and above its effective rank the truth may lie: bounds, or one standard error."""
+    if error := float(p.effective_rank_stderr):
+        return error, error
     rank, (low, high) = float(p.effective_rank), p.effective_rank_bounds
-    if p.cut in p.bonds and (error := float(p.stderr[p.cut - 1])):
-        return (rank * error * nats_per_unit(p.log_base),) * 2
     return rank - float(low), float(high) - rank
 
 
@@ -177,7 +179,7 @@ def _mark_cut(ax, profile):
     """A line at the row|column cut, and an arrow down the valley where there is certainly one to see."""
     cut, top = profile.cut, float(profile.max_entropy)
     foot = float(profile.cut_bounds[0])
-    low, high = (float(bound) for bound in profile.valley_bounds)
+    high = float(profile.valley_bounds[1])
     deep = foot < 0.2 * ax.get_ylim()[1]  # no room below it for words; at the head the valley is wide
     ax.axvline(cut, color="0.75", linewidth=0.8, zorder=0)
     small = {"textcoords": "offset points", "fontsize": "small", "color": "0.35"}
@@ -186,7 +188,7 @@ def _mark_cut(ax, profile):
         ax.annotate(_CUT, (cut, 1 if deep else 0), xycoords=("data", "axes fraction"), ha="left", **at, **small)
     if high <= 0.05 * top:
         return
-    valley = printed(low, high)
+    valley = profile.printed("valley_depth")
     if "…" not in valley:
         arrow = {"arrowstyle": "<->", "color": "0.35", "shrinkA": 0}
         ax.annotate("", (cut, float(profile.cut_entropy)), (cut, top), arrowprops=arrow)

@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 from artent.entanglement import EntanglementProfile
-from artent.entropy import nats_per_unit
 
 SHARES = (0.5, 0.9, 0.99)  # of ‖ΔW‖², to be kept by a rank
 
@@ -19,20 +18,16 @@ class Number(NamedTuple):
 
 def numbers(profile: EntanglementProfile) -> dict[str, Number]:
     """Effective rank and entropies by name: exact ones equal their bounds, bounded ones lie in the middle of them."""
-    stderr = profile.stderr.tolist()
-    highest = profile.bonds[int(profile.entropy.argmax())] if profile.bonds else None
-    at_max = stderr[highest - 1] if profile.bonds else 0.0
-    at_cut = stderr[profile.cut - 1] if profile.cut in profile.bonds else 0.0
-    in_valley = (at_max**2 + at_cut**2) ** 0.5 if highest != profile.cut else 0.0
-    rank = float(profile.effective_rank)
-    max_bounds = [S.amax() if profile.bonds else 0.0 for S in (profile.lower, profile.upper)]
+    low = high = at_max = 0.0  # of an update without bonds
+    if profile.bonds:
+        low, high, at_max = profile.lower.amax(), profile.upper.amax(), profile.stderr[int(profile.entropy.argmax())]
     told = {
-        "effective_rank": (rank, profile.effective_rank_bounds, rank * at_cut * nats_per_unit(profile.log_base)),
-        "cut_entropy": (profile.cut_entropy, profile.cut_bounds, at_cut),
-        "max_entropy": (profile.max_entropy, max_bounds, at_max),
-        "valley_depth": (profile.valley_depth, profile.valley_bounds, in_valley),
+        "effective_rank": (profile.effective_rank, profile.effective_rank_bounds, profile.effective_rank_stderr),
+        "cut_entropy": (profile.cut_entropy, profile.cut_bounds, profile.cut_stderr),
+        "max_entropy": (profile.max_entropy, (low, high), at_max),
+        "valley_depth": (profile.valley_depth, profile.valley_bounds, profile.valley_stderr),
     }
-    return {name: Number(float(x), *map(float, bounds), error) for name, (x, bounds, error) in told.items()}
+    return {name: Number(float(x), *map(float, bounds), float(error)) for name, (x, bounds, error) in told.items()}
 
 
 def nominal_rank(profile: EntanglementProfile) -> int:

@@ -1,7 +1,6 @@
 """Profiles of a model's modules as text: a line a module, then a line for every kind of module."""
 
 import textwrap
-from math import ceil
 from statistics import fmean, pstdev
 
 from artent.commands.profile_numbers import SHARES, Number, nominal_rank, numbers, rank_keeping
@@ -20,14 +19,13 @@ def lines(profiles: dict[str, EntanglementProfile]):
     names = sorted(profiles, key=by_number)
     pattern, shown = short_names(names)
     every = [profiles[name] for name in names]
-    told = [numbers(p) for p in every]
     yield f"Modules: {pattern}" if pattern else "Modules"
     titles = ["module", "shape", "effective rank", "S at cut", "max S", "valley", *_share_titles(), "method"]
     columns = [
         [shown[name] for name in names],
         ["{}×{}".format(*p.shape) for p in every],
-        [f"{_shown(t['effective_rank'], 1)} of {nominal_rank(p)} used" for t, p in zip(told, every)],
-        *([_shown(t[name]) for t in told] for name in _ENTROPIES),
+        [f"{p.printed('effective_rank', 1)} of {nominal_rank(p)} used" for p in every],
+        *([p.printed(name) for p in every] for name in _ENTROPIES),
         *([_ranks(p, share) for p in every] for share in _SHARES),
         [p.method for p in every],
     ]
@@ -115,13 +113,6 @@ def _spread(group: list[Number], digits=2):
     return mean if len(group) == 1 or "…" in mean else f"{mean} ± {pstdev(x.value for x in group):.{digits}f}"
 
 
-def _shown(number: Number, digits=2):
-    """An estimate with its standard error, rounded up; else what the bounds agree on, or the interval they leave."""
-    if number.stderr:
-        return f"{number.value:.{digits}f} ± {ceil(number.stderr * 10**digits) / 10**digits:.{digits}f}"
-    return printed(number.low, number.high, digits)
-
-
 def _ranks(profile, share):
     least, most = rank_keeping(profile, share)
     if least < most == min(profile.shape):
@@ -143,8 +134,9 @@ def _share_titles():
 def _legend(profiles):
     first = profiles[0]
     symbol = "S" if first.alpha == 1 else f"S, Rényi {first.alpha:g},"
+    nats = "" if first.log_base is None else ", with S in nats"
     text = (
-        f"{symbol} in {first.unit}. Effective rank: exp S at the row|column cut. Valley: max S − S at the cut. "
+        f"{symbol} in {first.unit}. Effective rank: exp S at the row|column cut{nats}. Valley: max S − S at the cut. "
         "90 % in: the rank whose best approximation keeps 90 % of ‖ΔW‖²."
     )
     if any(p.stderr.any() for p in profiles):

@@ -63,8 +63,11 @@ def test_bounds_are_shaded_and_standard_errors_drawn():
     at_cut = {round(float(bound), 9) for bound in sketched.cut_bounds}
     assert len(at_cut) == 2
     assert at_cut <= heights
-    deviation = torch.full_like(exact.entropy, 0.1)
-    [band] = plots.profiles({"hybrid": replace(sketched, method="hybrid", stderr=deviation)}).collections
+    estimate = replace(sketched, method="hybrid", stderr=torch.full_like(exact.entropy, 0.1))
+    alone = estimate.plot()
+    assert legend(alone) == ["profile", "certified bounds", "rank bound", "standard error"]
+    assert f"valley {float(sketched.valley_depth):.2f} ± 0.14" in [text.get_text() for text in alone.texts]
+    [band] = plots.profiles({"hybrid": estimate}).collections
     assert band.get_paths()[0].vertices[:, 1].max() == pytest.approx(float(sketched.max_entropy) + 0.1)
 
 

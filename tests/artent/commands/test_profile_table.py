@@ -62,10 +62,8 @@ def test_estimates_have_a_standard_error():
     assert told["effective_rank"][::3] == pytest.approx((rank, 0.04 * rank))
     bits = numbers(estimate([0.6, 0.4, 0.5], [0.03, 0.04, 0.01], log_base=2))
     assert bits["effective_rank"][::3] == pytest.approx((2**0.4, 2**0.4 * 0.04 * log(2)))
-    peak = numbers(estimate([0.4, 0.6, 0.5], [0.03, 0.04, 0.01]))
-    assert peak["valley_depth"].stderr == 0.0  # at the cut itself
-    row = next(line for line in lines({"a.0.q": estimate([0.6, 0.4, 0.5], [0.03, 0.0401, 0.01])}) if "hybrid" in line)
-    assert "1.5 ± 0.1 of 4 used  0.40 ± 0.05  0.60 ± 0.03  0.20 ± 0.06" in row  # errors are rounded up
+    row = next(line for line in lines({"a.0.q": estimate([0.6, 0.4, 0.5], [0.03, 0.04, 0.01])}) if "hybrid" in line)
+    assert "1.5 ± 0.1 of 4 used  0.40 ± 0.04  0.60 ± 0.03  0.20 ± 0.05" in row
     assert row.endswith("    ≥ 2      ≥ 2  hybrid")  # 0.5, 0.2 and 0.3 that nobody has seen
 
 
