@@ -2,6 +2,7 @@
 
 import copy
 import math
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,8 @@ import peft
 import pytest
 import torch
 from artent import LoRAUpdate, MPSConfig, MPSUpdate, entanglement_profile, profile_model, weight_updates
+from artent.checkpoints import pending_updates
+from artent.safetensors_files import SafetensorsFiles
 from artent.sites import chain
 from mps_models import llama, shake
 from transformers import LlamaModel
@@ -148,6 +151,14 @@ def test_live_saved_and_merged_weights_give_the_same_profiles(case, dtype, tmp_p
         for name in live:
             assert all(torch.equal(*pair) for pair in zip(saved[name].factors(), live[name].factors(), strict=True))
             assert saved[name].scaling == live[name].scaling
+    else:  # what PEFT merges, onto the base weights that are asked for; PiSSA's start, taken again, is rounded there
+        with pytest.raises(ValueError, match="Pass base"):
+            dict(weight_updates(tmp_path / "adapter"))
+        saved = dict(weight_updates(tmp_path / "adapter", tmp_path / "base"))
+        assert set(saved) == set(live)
+        for name, delta in expected.items():
+            whole = original[f"{name}.weight"].double().numpy() + delta
+            agree(saved[name], delta, rounded_by(delta, whole, dtype if case == "PiSSA" else torch.float32, 9))
     copy.deepcopy(model).merge_and_unload().save_pretrained(tmp_path / "merged", max_shard_size="20KB")
     merged = dict(weight_updates(tmp_path / "merged", tmp_path / "base"))  # sharded, against a single file
     assert set(merged) == set(expected)
@@ -228,3 +239,25 @@ def test_a_backbone_has_names_without_a_prefix_and_the_same_profiles(tmp_path):
     for pair in ("tuned", "base backbone"), ("tuned backbone", "base"):
         with pytest.raises(ValueError, match="another prefix"):  # told, not guessed
             profile_model(*(tmp_path / name for name in pair))
+
+
+def test_a_pair_on_disk_is_listed_unread_and_read_a_matrix_at_a_time(tmp_path, monkeypatch):
+    base = llama()
+    base.save_pretrained(tmp_path / "base")
+    shake(copy.deepcopy(base)).save_pretrained(tmp_path / "tuned", max_shard_size="20KB")
+    tensors, alive, read = [], [], SafetensorsFiles.__getitem__
+
+    def watched(self, name):
+        tensor = read(self, name)
+        tensors.append(weakref.ref(tensor))
+        alive.append(sum(ref() is not None for ref in tensors))
+        return tensor
+
+    monkeypatch.setattr(SafetensorsFiles, "__getitem__", watched)
+    pending = pending_updates(tmp_path / "tuned", tmp_path / "base")
+    assert not tensors
+    for name, update in weight_updates(tmp_path / "tuned", tmp_path / "base"):
+        assert update.dtype == torch.float32
+        assert name in {one.name for one in pending}
+    assert len(tensors) == 2 * len(pending)
+    assert max(alive) == 2  # a weight and its partner
