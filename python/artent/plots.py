@@ -44,7 +44,9 @@ def profile(profile, ax=None, *, nulls=None, label=None):
         low, high = profile.lower.detach().cpu(), profile.upper.detach().cpu()
         ax.fill_between(bonds, low, high, color=COLOURS[0], alpha=0.2, linewidth=0, label=name)
     if profile.stderr.any():
-        ax.errorbar(bonds, S, profile.stderr.cpu(), fmt="none", ecolor=COLOURS[0], capsize=3, label="standard error")
+        error = profile.stderr.cpu()
+        x, y, e = (v[error > 0] for v in (torch.tensor(bonds), S, error))
+        ax.errorbar(x, y, e, fmt="none", ecolor=COLOURS[0], capsize=3, label="standard error")
     _draw_bound(ax, profile)
     for colour, (name, null) in zip(COLOURS[1:] * (len(nulls or {}) + 1), (nulls or {}).items()):
         middle, low, high = _null(name, null, profile)

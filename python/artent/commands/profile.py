@@ -41,9 +41,13 @@ def run(options):
                 records[record["module"]] = record
                 if results is not None:
                     results.write(record)
-        except (Exception, KeyboardInterrupt):
-            if processes.main and len(records) > len(earlier) and not options.json:  # what was measured is not lost
+        except (Exception, KeyboardInterrupt) as error:
+            some = processes.main and len(records) > len(earlier)
+            if some and not options.json:  # what was measured is not lost
                 _tell(head, records, len(earlier), time.perf_counter() - start)
+            told = (ValueError, OSError) if processes.size == 1 else (ValueError, OSError, RuntimeError)
+            if some and results is not None and isinstance(error, told):
+                raise ValueError(f"{error}{options.stopped}") from error
             raise
         if processes.main:
             head["seconds"] = time.perf_counter() - start
