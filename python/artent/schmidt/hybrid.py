@@ -20,14 +20,15 @@ from artent.schmidt.spectrum import Estimated, Spectrum
 from artent.sites import Chain
 from artent_ext import _native  # noqa: F401 (registers torch.ops.artent)
 
-_SHARE = 0.01  # of S, the standard error where nobody says
+# Of S, the standard error where nobody says: 1 %, and some for stopping where it happens to look small.
+_SHARE = 0.008
 _LEAST = 1e-3  # nats, of it: a product state has S = 0
 _WIDTH = 16  # columns of the first block; narrower products take as long
 _STEPS = 8  # before a wider block is tried
 _USUAL = 2.5  # steps that a bond takes
 _GRAM = 256  # up to this size Gram matrices are float32 products summed up in float64
 _LINES = 8192  # of such a product
-_STAKE = 0.5  # a bond may spend this share of what exact costs before it gives up
+_STAKE = 0.75  # a bond may spend this share of what exact costs before it gives up
 _RANGE = 1e9  # of W's largest element and its inverse: float32 then holds squares and their sums
 _STRIDE = 0x9E3779B97F  # between the seeds of bonds
 
@@ -56,10 +57,11 @@ def _spectra(W: Tensor, chain: Chain, plan: Plan, split: list[int]) -> list[Spec
             spectra, norm2 = _filled(spectra, side[inner:], found), trace or norm2
     norm2 = norm2 or torch.linalg.vector_norm(X, dtype=torch.float64).square().item()
     for on_left, side, inner in zip((True, False), sides(chain), split):
+        probes = _Probes(X, size(chain, side[inner - 1]), on_left, plan.seed) if inner else None
         for at, bond in enumerate(side[:inner]):
             M = _unfolding(X, size(chain, bond), on_left)
             budget = _STAKE * exact_cost(chain, 1.0, side[at:])
-            found = _estimate(M, norm2, plan, (plan.seed + bond * _STRIDE) % 2**62, budget)
+            found = _estimate(M, norm2, probes, plan, budget)
             if found is None:
                 double = plan.nats < exact.TOLERANCE
                 ladder = exact.outwards(W[None], chain, bond, on_left, double)
@@ -131,29 +133,59 @@ def _target(S: float, plan: Plan) -> float:
     return max(_SHARE * S, _LEAST) if plan.max_error is None else plan.nats
 
 
-def _estimate(M: Tensor, norm2: float, plan: Plan, seed: int, budget: float) -> Estimate | None:
+class _Probes:
+    """Random signs Ω (D, b) for the estimated bonds of one side, whose images MᵀΩ come from one product.
+
+    At the outermost they are x, of D₀ rows; at a bond of s·D₀ the columns x ⊗ h, with signs h (s, b) of its own for the
+    s slices of W that the images of x belong to. Wider ones are all its own, without an image.
+    """
+
+    def __init__(self, X: Tensor, D: int, on_left: bool, seed: int):
+        self.X, self.on_left, self.seed = X, on_left, seed
+        self.first = self._signs(D, _WIDTH, 1)
+        self.image = _unfolding(X, D, on_left).mT @ self.first
+
+    def shared(self, D: int) -> tuple[Tensor, Tensor]:
+        """(D, b) signs and their image (N/D, b)."""
+        h = self._signs(D // len(self.first), _WIDTH, 2 * D)
+        if self.on_left:
+            image = (self.image.view(len(h), -1, _WIDTH) * h[:, None]).sum(0)
+            return (self.first[:, None] * h).flatten(0, 1), image
+        return (h[:, None] * self.first).flatten(0, 1), (self.image.view(-1, len(h), _WIDTH) * h).sum(1)
+
+    def own(self, D: int, width: int) -> Tensor:
+        return self._signs(D, width, 2 * D + width)
+
+    def _signs(self, rows: int, width: int, purpose: int) -> Tensor:
+        seed = (self.seed + (2 * purpose + self.on_left) * _STRIDE) % 2**62
+        seed = torch.tensor([seed], device=self.X.device)
+        return torch.ops.artent.rsvd_sketch(seed, rows, width, self.X.dtype)[0].sign()
+
+
+def _estimate(M: Tensor, norm2: float, probes: _Probes, plan: Plan, budget: float) -> Estimate | None:
     """S of ρ = M Mᵀ/‖M‖² to the plan's standard error; None where that takes more than the budget.
 
     More steps, while they help: against the bias of the quadrature, and against chance where the spectrum decays and
     leading eigenvalues converge. Then a wider block.
     """
-    D = M.shape[0]
-    seeds = torch.tensor([seed], device=M.device)
-    width = _WIDTH
-    while 2 * width <= D and (budget := budget - _step_cost(M.numel(), width)) >= 0:
-        probes = torch.ops.artent.rsvd_sketch(seeds + width, D, width, M.dtype)[0].sign()
-        chance = float("inf")
-        for found in estimates(lambda Q: M @ (M.mT @ Q / norm2), probes):
+    D, width = M.shape[0], _WIDTH
+    signs, image = probes.shared(D)
+    image = M @ (image / norm2)
+    while True:
+        step, chance = _step_cost(M.numel(), width), float("inf")
+        for found in estimates(lambda Q: M @ (M.mT @ Q / norm2), signs, image):
             target = _target(found.value, plan)
             if found.stderr <= target:
                 return found
-            budget -= _step_cost(M.numel(), width)
-            stuck = found.steps > 2 and found.chance > max(target, 0.8 * chance)
-            if budget < 0 or stuck or found.steps == _STEPS or (found.steps + 1) * width > D:
+            budget -= step
+            stuck = found.steps > 3 and found.chance > max(target, 0.8 * chance)
+            if budget < step or stuck or found.steps == _STEPS or (found.steps + 1) * width > D:
                 break
             chance = found.chance
         width *= max(2, min(8, ceil((found.chance / target) ** 2)))
-    return None
+        if 2 * width > D or budget < _step_cost(M.numel(), width):
+            return None
+        signs, image = probes.own(D, width), None
 
 
 def _bounded(found: Estimate, M: Tensor) -> Estimated:

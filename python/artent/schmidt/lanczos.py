@@ -15,9 +15,8 @@ from artent_ext._krylov import count, radau
 
 # A Ritz pair with a residual below this share of its value counts as an eigenvalue.
 _CONVERGED = 1e-2
-# How far the weight of the leading Ritz values may exceed one each, in standard deviations: of a cluster of equal
-# eigenvalues the block holds a part, but all of its weight.
-_CLUSTERED = 2.5
+# A cluster of eigenvalues that is wider than the block shows as many Ritz values as the block has columns, this close.
+_CLUSTER = 0.1
 # Gauss and Gauss–Radau err to opposite sides, the latter some 0.6 times as far: this share of the first leaves a fifth
 # of their distance or less. Over the spectra of tests/artent/hybrid_spectra.py errors are then one stderr (rms).
 _GAUSS = 0.4
@@ -42,11 +41,11 @@ class Estimate(NamedTuple):
         return hypot(self.chance, self.bias, self.rounding)
 
 
-def estimates(product: Callable[[Tensor], Tensor], probes: Tensor) -> Iterator[Estimate]:
+def estimates(product: Callable[[Tensor], Tensor], probes: Tensor, image: Tensor | None = None) -> Iterator[Estimate]:
     """An estimate after each step of the block Krylov space of ρ from ``probes`` (n, b) ±1; ends where the space does.
 
-    ``product`` gives ρ X for X (n, q) of the probes' dtype and device, tr ρ = 1. All else is float64, and what has no
-    side of length n is on the CPU: V orthonormal, T = VᵀρV, H = (ρV)ᵀρV, D = VᵀΩ.
+    ``product`` gives ρ X for X (n, q) of the probes' dtype and device, tr ρ = 1; ``image`` is ρΩ, if known. All else is
+    float64, and what has no side of length n is on the CPU: V orthonormal, T = VᵀρV, H = (ρV)ᵀρV, D = VᵀΩ.
     """
     n = len(probes)
     start = probes.double()
@@ -57,7 +56,10 @@ def estimates(product: Callable[[Tensor], Tensor], probes: Tensor) -> Iterator[E
     steps = 0
     while Q.shape[1]:
         old, width = V.shape[1], Q.shape[1]
-        W = product(Q.to(probes.dtype)).double()
+        if steps or image is None:
+            W = product(Q.to(probes.dtype)).double()
+        else:  # Ω = QD
+            W = image.double() @ torch.linalg.pinv(D).to(image.device)
         V = torch.cat([V, Q], 1)
         T = _bordered(T, (V.mT @ W).cpu(), None if last is None else (Q.mT @ last).cpu())
         rest = _outside(V, _outside(V, W))
@@ -103,15 +105,13 @@ def _outside(V: Tensor, X: Tensor) -> Tensor:
 
 def _estimate(T: Tensor, H: Tensor, D: Tensor, width: int, n: int, distance: float, steps: int) -> Estimate:
     """Of T (k, k), H, D (k, b) whose last block is ``width`` wide."""
-    k, b = D.shape
+    b = D.shape[1]
     theta, Y = torch.linalg.eigh(T)
     theta, Y = theta.flip(-1).clamp_min(0.0), Y.flip(-1)
     rest = (H - T @ T)[-width:, -width:]
     residual = torch.einsum("ik,ij,jk->k", Y[-width:], rest, Y[-width:]).clamp_min(0.0).sqrt()
     mass = (Y.mT @ D).square()
-    index = torch.arange(1, k + 1, dtype=theta.dtype)
-    single = mass.mean(-1).cumsum(-1) <= index + _CLUSTERED * (2.0 * index / b).sqrt()
-    converged = ((residual <= _CONVERGED * theta) & single).cumprod(-1).sum(-1)[None]
+    converged = (residual <= _CONVERGED * theta).cumprod(-1).sum(-1).clamp_max(_unclustered(theta, mass))[None]
 
     nodes, weights = radau(T[None], H[None], D[None])
     rows = torch.tensor([float(n)], dtype=torch.float64)
@@ -127,3 +127,18 @@ def _estimate(T: Tensor, H: Tensor, D: Tensor, width: int, n: int, distance: flo
         distance=distance,
         steps=steps,
     )
+
+
+def _unclustered(theta: Tensor, mass: Tensor) -> int:
+    """How many of the leading Ritz values (k) may each be one eigenvalue, by their weights, (k, b) squared overlaps.
+
+    The Krylov space of b probes holds b vectors of an eigenspace at most, and all the weight that the probes have in
+    it, one a dimension. So b Ritz values close together that weigh more than b stand for more eigenvalues than that.
+    """
+    k, b = mass.shape
+    if k < b:
+        return k
+    weight = mass.mean(-1).unfold(0, b, 1).sum(-1)
+    close = theta[: k - b + 1] - theta[b - 1 :] <= _CLUSTER * theta[: k - b + 1]
+    suspect = (close & (weight > b)).nonzero()
+    return int(suspect[0]) if len(suspect) else k
