@@ -130,8 +130,15 @@ def test_attention_gets_cheaper_step_by_step_and_what_was_chosen_stays(case, mon
     assert found == expected
 
 
-CHOSEN = {"nothing": ({}, True), "an order": ({"alpha": 2.0}, True), "an error": ({"max_error": 0.5}, False)}
-CHOSEN |= {"a method": ({"method": "exact"}, False), "a rank": ({"method": "randomized", "rank": 8}, False)}
+_ERROR = 0.01 * math.log(700)
+CHOSEN = {  # options: what is lowered one after the other
+    "nothing": ({}, [{"max_error": _ERROR}, {"method": "hybrid"}]),
+    "an order": ({"alpha": 2.0}, [{"max_error": _ERROR}]),
+    "a unit": ({"log_base": 2}, [{"max_error": _ERROR / math.log(2)}, {"method": "hybrid"}]),
+    "an error": ({"max_error": 0.5}, []),
+    "a method": ({"method": "exact"}, []),
+    "a rank": ({"method": "randomized", "rank": 8}, []),
+}
 
 
 @pytest.mark.parametrize("case", CHOSEN)
@@ -139,14 +146,13 @@ def test_profiles_get_cheaper_unless_their_method_was_chosen(case):
     options, expected = CHOSEN[case]
     model = torch.nn.ModuleDict({"a": torch.nn.Linear(8, 8, bias=False), "b": torch.nn.Linear(700, 2, bias=False)})
     base = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
-    part = Internal(base, None, {})
+    part = Internal(base, None, options)
     part.measure(model, ALONE)
     assert part.coarser() is None  # too small to win anything
-    part = Internal(base, None, options)
     part._smallest = 700  # as where there is a 700×700 update
-    assert part.coarser() == ({"max_error": pytest.approx(0.01 * math.log(700))} if expected else None)
-    if expected:
-        part.options["log_base"] = 2
-        assert part.coarser()["max_error"] == pytest.approx(0.01 * math.log2(700))
+    for cheaper in expected:
+        assert part.coarser() == {k: v if k == "method" else pytest.approx(v) for k, v in cheaper.items()}
         part.lowered |= part.coarser()
-        assert part.coarser() is None
+        part.measure(model, ALONE)  # together they are options that can be asked for
+        part._smallest = 700
+    assert part.coarser() is None

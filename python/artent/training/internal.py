@@ -7,7 +7,7 @@ from artent.checkpoints import pending_updates
 from artent.measure import measure
 
 # Of entanglement_profile.
-OPTIONS = {"sites", "method", "alpha", "log_base", "rank", "max_error"}
+OPTIONS = {"sites", "method", "alpha", "log_base", "rank", "max_error", "seed"}
 _SCALARS = ("cut_entropy", "valley_depth", "effective_rank")
 # A dense update of fewer rows or columns is exact under "auto" (see entanglement_profile), so there is nothing to win.
 _LARGE = 700
@@ -46,12 +46,17 @@ class Internal:
         return records, means
 
     def coarser(self):
-        """What the next cheaper way sets, or None if there is none: an error of 1 % of ln min(m, n) in place of exact.
+        """What the next cheaper way sets, or None if there is none.
 
+        An error of 1 % of ln min(m, n) in place of exact, then estimates to a standard error of as much.
         Factored updates are cheap and exact; what the user chose stays.
         """
-        if self._smallest is None or self.lowered or self.options.keys() & {"method", "rank", "max_error"}:
+        chosen = self.options.keys() & {"rank", "max_error"} or self.options.get("method", "auto") != "auto"
+        if self._smallest is None or chosen:
             return None
+        if "max_error" in self.lowered:
+            estimated = "method" in self.lowered or self.options.get("alpha", 1) != 1
+            return None if estimated else {"method": "hybrid"}
         error = _ERROR * math.log(self._smallest)
         if base := self.options.get("log_base"):
             error /= math.log(base)

@@ -59,8 +59,8 @@ class EntanglementRecorder:
         budget: the share of the training time that measuring may take, such as 0.05; None: no limit. A measurement
             that is due then waits until the share, with the cost of the last one added, is below. Where more than four
             due ones in a row would be left out for good, measuring gets coarser instead, in the part that costs more:
-            dense updates of 700 rows and columns or more to an error of 1 % of ln min(m, n); of attention the longest
-            prefix alone, then estimates instead of exact values (from 600 tokens on), then a smaller rank of them. What
+            dense updates of 700 rows and columns or more to an error of 1 % of ln min(m, n), then estimated; of
+            attention the longest prefix alone, then estimates (from 600 tokens on), then a smaller rank of them. What
             was lowered is told by a warning, and in each record, "lowered". Options that you set stay. The first
             measurement always takes place, and so does what ``measure`` is called for.
         keep_base: where the copy of full FT is kept: in "memory", or on "disk" only, in ``artent_base.safetensors``
