@@ -26,6 +26,9 @@ class Kept(Mapping):
             raise RuntimeError(f"{key}: its first value is kept by another process, which has to read its update")
         return self.own[key]
 
+    def __contains__(self, key):  # Mapping's own would ask for the tensor
+        return key in self._facts
+
     def __iter__(self):
         return iter(self._facts)
 

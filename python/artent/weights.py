@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from artent.distributed import is_sharded
+from artent.distributed import at_rest, is_sharded
 from artent.pending import shape_of
 from artent.safetensors_files import FLOATS, Facts, SafetensorsFiles
 from artent.targets import few
@@ -105,6 +105,7 @@ def unwrap(model: nn.Module) -> nn.Module:
             "read. Use its second version: torch.distributed.fsdp.fully_shard, or fsdp_version: 2 in accelerate's "
             "configuration"
         )
+    at_rest(model)
     return model
 
 
