@@ -4,7 +4,7 @@
         [--force] [--tiny]
 
 Full FT and LoRA r = 16 of the quick study: its model, texts, batches, Trainer and measurements (profiles of q and v,
-attention on four texts), from untrained weights, which cost the same. A run is ``trainer.train()``, measurements before
+attention on two texts), from untrained weights, which cost the same. A run is ``trainer.train()``, measurements before
 the first and after the last step included. In a round all runs have the same seed; the share is the median over rounds
 of (with − without) / without. Every loss and the final weights of all runs of a round are compared, bit for bit.
 """
@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from statistics import fmean, median
 
-import artent
 import torch
 from artent.records import read_records
 from artent.study import finetune
@@ -50,10 +49,7 @@ def trained(config, method, text, seed, every, steps, folder):
     losses, out = watch_losses(trainer), Path(folder) / f"{method.name}-{seed}-{every}.jsonl"
     out.unlink(missing_ok=True)
     if every:
-        probe = text.held_out[: config.probe_texts : max(1, config.probe_texts // 4)]
-        artent.attach(
-            trainer, every=every, targets=config.targets, probe=probe, lengths=(config.context // 2,), out=out
-        )
+        finetune.watch(trainer, config, text.held_out[: config.probe_texts], every=every, out=out)
     time.sleep(0.5)  # the threads of what ran before spin for a while
     start = time.perf_counter()
     trainer.train()

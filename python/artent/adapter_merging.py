@@ -90,6 +90,9 @@ class _Merged:
         config.target_modules = [self.name]
         model = _single(self.name, weight.detach().clone(), self._layer())
         peft.inject_adapter_in_model(config, model)
+        for key, parameter in model.named_parameters():  # PEFT's own loading keeps the float32 of a file, too
+            if ".base_layer." not in key and parameter.dtype in (torch.float16, torch.bfloat16):
+                parameter.data = parameter.data.float()
         tensors = {key.removeprefix(_WRAPPER): self.saved[key] for key in self.keys}
         found = peft.set_peft_model_state_dict(model, tensors)
         if found.unexpected_keys:

@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 import artent
 
-__all__ = ["HeldOut", "adapt", "held_out_loss", "load_base", "make_trainer", "quiet", "save_base", "untrained"]
+__all__ = ["HeldOut", "adapt", "held_out_loss", "load_base", "make_trainer", "quiet", "save_base", "untrained", "watch"]
 
 
 def untrained(config):
@@ -94,6 +94,13 @@ def make_trainer(model, blocks, *, steps, batch, learning_rate, seed, label, fol
     trainer = Trainer(model=model, args=arguments, train_dataset=dataset, callbacks=[ProgressBar(label), *callbacks])
     trainer.remove_callback(PrinterCallback)  # with its bar off, Trainer would print every log instead
     return trainer
+
+
+def watch(trainer, config, probe, **options):
+    """``artent.attach`` on the way: two texts of ``probe``, half as long, for the end is measured in full."""
+    few = probe[:: max(1, len(probe) // 2), : config.context // 2]
+    options = {"every": config.measure_every, "lengths": (few.shape[1],)} | options
+    return artent.attach(trainer, targets=config.targets, probe=few, **options)
 
 
 @torch.no_grad()

@@ -117,15 +117,8 @@ class _Study:
             trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
             write({"kind": "parameters", "trainable": trainable})
             trainer.add_callback(finetune.HeldOut(self.held_out, config.measure_every, write, start))
-            artent.attach(
-                trainer,
-                every=config.measure_every,
-                targets=config.targets,
-                probe=self.probe[:: max(1, config.probe_texts // 4)],
-                lengths=(config.context // 2,),  # an eighth of the cost; the end is measured in full
-                out=self.store.writer,
-                context={"method": method.name, "seed": seed},
-            )
+            context = {"method": method.name, "seed": seed}
+            finetune.watch(trainer, config, self.probe, out=self.store.writer, context=context)
             trainer.train()
             write(*measure.growth(model, self.probe, config, method.name))
             base = finetune.load_base(config, self.store.base_weights) if method.kind == "full-ft" else None
