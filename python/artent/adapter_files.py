@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import isfinite
@@ -13,7 +14,7 @@ from torch import Tensor
 from artent.differences import check_pair, difference
 from artent.pending import PendingUpdate
 from artent.safetensors_files import SafetensorsFiles
-from artent.targets import select
+from artent.targets import few, select
 from artent.updates import LoRAUpdate, MPSUpdate, is_zero
 from artent.weights import Weights, module_name, resolved
 
@@ -27,6 +28,7 @@ _ADVICE = (
     "Pass base, the weights that it was trained on, or load it onto its base model with PEFT and pass the live model "
     "(and base, where the start changed the base weights)"
 )
+_ROWS = ".trainable_tokens_delta"
 _DAMAGED = "likely cause: a damaged file"
 
 
@@ -70,7 +72,7 @@ class SavedAdapter:
                 module, factor = match.groups()
                 self.modules.setdefault(plain(module), {}).setdefault(factor, []).append(key)
             elif ".base_layer." not in key:  # PEFT saves an adapted embedding's own weight along, unchanged
-                self.others[module_name(plain(key))] = key
+                self.others[saved_name(key)] = key
         if not self.modules:
             raise ValueError(f"{where}: none of its {len(tensors)} tensors is a factor of {kind} ({_DAMAGED})")
 
@@ -157,26 +159,72 @@ def read_config(path) -> dict:
 def folder_updates(path, base, targets, device="cpu") -> list[PendingUpdate]:
     """The pending updates of an adapter folder (``adapter_config.json`` beside safetensors).
 
-    Modules saved whole (``modules_to_save``) are read where ``base`` (``Weights``) is given, and so are methods whose
-    factors are not the update.
+    What was saved whole (``modules_to_save``, ``trainable_token_indices``) needs ``base`` (``Weights``). A base that is
+    given has to fit the factors, too.
+
+    Raises ValueError for what does not fit; warns (UserWarning) of what is left out for want of ``base``.
     """
     saved = read_folder(path, device=device)
-    others = {} if base is None else saved.others  # what was saved whole has to be held against something
-    pending = []
-    for name in select([*saved.modules, *others], targets, "adapted modules"):
+    pending, left_out = [], []
+    for name in select([*saved.modules, *saved.others], targets, "adapted modules"):
         if name in saved.modules:
             pending.append(saved.pending(name))
-        elif len((facts := saved.tensors.facts(others[name])).shape) == 2:
-            check_pair(name, facts.shape, base.facts(base.key(name)).shape)
-            pending.append(_saved_whole(saved, base, name, others[name], facts.shape))
+            if base is not None:
+                _check_base(base, name, pending[-1].shape)
+        elif len(saved.tensors.facts(saved.others[name]).shape) != 2:
+            continue
+        elif base is None:
+            left_out.append(name)
+        else:
+            pending.append(saved_whole(saved.tensors, saved.others[name], name, base, saved.config))
+    if left_out:
+        told = f"{path}: {len(left_out)} modules were saved whole, and their update needs base: {few(left_out)}"
+        if targets is not None:
+            raise ValueError(told)
+        warnings.warn(f"{told}. They are left out", stacklevel=2)
     return pending
 
 
-def _saved_whole(saved, base, name, key, shape):
-    def read(whole):
-        return difference(name, saved.tensors[key], resolved(base.weight(name), whole))
+def _check_base(base, name, shape):
+    """Refuse a base whose weight has another shape; what is stored in × out only a live model tells."""
+    key = base.key(name)
+    facts = base.facts(key)
+    either = facts.shape == shape[::-1] and (key in base.turned or not base.live)
+    if facts.dtype is not None and not either:  # quantised weights are stored in other shapes
+        check_pair(name, shape, facts.shape)
 
-    return PendingUpdate(name, shape, None, read, base.parameters(base.key(name)))
+
+def saved_whole(tensors: SafetensorsFiles, key: str, name: str, base: Weights, config: dict) -> PendingUpdate:
+    """The update of a module of which an adapter holds the weight itself, or the rows of some tokens."""
+    weight = base.key(name)
+    shape, turned = base.facts(weight).shape, weight in base.turned
+    rows = _trained_rows(config, name) if key.endswith(_ROWS) else None
+    found = tensors.facts(key).shape
+    check_pair(name, found if rows is None else (shape[0], *found[1:]), shape)
+    if rows is not None and len(rows) != found[0]:
+        raise ValueError(f"{name}: {found[0]} rows are saved, and its configuration names {len(rows)} ({_DAMAGED})")
+
+    def read(whole):
+        before = resolved(base.tensors[weight], whole)
+        after = tensors[key]
+        if rows is not None:
+            after = before.to(after).index_copy(0, torch.tensor(rows, device=after.device), after)
+        return difference(name, after, before, turned)
+
+    return PendingUpdate(name, shape[::-1] if turned else shape, None, read, base.parameters(weight))
+
+
+def _trained_rows(config, name):
+    """The rows of ``trainable_token_indices``: a list for the embedding, or lists by the ends of names."""
+    rows = config.get("trainable_token_indices") or config.get("token_indices") or []
+    if isinstance(rows, dict):
+        rows = next((r for ending, r in rows.items() if f".{name}".endswith(f".{ending}")), [])
+    return list(rows)
+
+
+def saved_name(key: str) -> str:
+    """The module whose weight, or some of whose rows, an adapter's file holds under that key."""
+    return module_name(plain(key)).removesuffix(_ROWS)
 
 
 def plain(name: str) -> str:

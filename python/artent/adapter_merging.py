@@ -10,8 +10,7 @@ import warnings
 import torch
 from torch import nn
 
-from artent.adapter_files import plain
-from artent.differences import check_pair, difference
+from artent.adapter_files import plain, read_config, saved_name, saved_whole
 from artent.peft_updates import adapted_layers, merged_update
 from artent.pending import PendingUpdate
 from artent.safetensors_files import SafetensorsFiles
@@ -46,15 +45,17 @@ def merged_folder_updates(path, base: Weights, targets, device="cpu") -> list[Pe
     pending = []
     for name in select([*modules, *whole], targets, "adapted modules"):
         key = base.key(name)
-        shape = base.facts(key).shape
+        shape, dtype, kind = base.facts(key)
         if name in whole:
             if len(shape) == 2:
-                check_pair(name, saved.facts(whole[name]).shape, shape)
-                pending.append(
-                    PendingUpdate(name, shape, None, _whole(saved, base, name, whole[name]), base.parameters(key))
-                )
+                pending.append(saved_whole(saved, whole[name], name, base, read_config(path)))
             continue
-        turned = bool(getattr(config, "fan_in_fan_out", False))
+        if len(shape) != 2 or dtype is None:
+            raise ValueError(
+                f"{name}: a {config.peft_type.value} adapter over a {kind} weight of shape {shape}: an update is read "
+                "from floating-point matrices only. Leave it out with targets, or load the base unquantised"
+            )
+        turned = key in base.turned or bool(getattr(config, "fan_in_fan_out", False))
         reader = _Merged(path, name, base, config, saved, modules[name])
         pending.append(PendingUpdate(name, shape[::-1] if turned else shape, None, reader, base.parameters(key)))
     return pending
@@ -140,7 +141,7 @@ def _modules(saved, base):
         owner = next((".".join(parts[:k]) for k in range(len(parts) - 1, 0, -1) if ".".join(parts[:k]) in known), None)
         if owner is None:
             lost.append(key)
-        elif name == f"{owner}.weight":
+        elif saved_name(key) == owner:
             whole[owner] = key
         elif ".base_layer." not in key:
             modules.setdefault(owner, []).append(key)
@@ -151,7 +152,3 @@ def _modules(saved, base):
             "(VeRA): load it onto its model with PEFT and pass the live model"
         )
     return modules, whole
-
-
-def _whole(saved, base, name, key):
-    return lambda whole: difference(name, saved[key], resolved(base.weight(name), whole))

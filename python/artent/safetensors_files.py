@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import torch
 
+# What training with artent keeps beside a model: the weights that it started from.
+BASE_FILE = "artent_base.safetensors"
 _INDEX = "*.safetensors.index.json"
 # What a folder's own model or adapter is called, whatever lies beside it.
 _WHOLE = ("adapter_model.safetensors", "model.safetensors")
@@ -106,7 +108,7 @@ class SafetensorsFiles(Mapping):
                     f"missing ({', '.join(lost[:3])}). Likely cause: an interrupted download or copy"
                 )
             return [path / shard for shard in names]
-        if files := sorted(path.glob("*.safetensors")):
+        if files := sorted(file for file in path.glob("*.safetensors") if file.name != BASE_FILE):
             return files
         pickled = sorted(file.name for file in path.iterdir() if file.suffix in _PICKLES)
         below = sorted({file.parent.name for file in path.glob("*/*.safetensors")})

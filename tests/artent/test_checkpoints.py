@@ -279,6 +279,43 @@ def test_an_adapter_folder_reads_as_the_live_model(case, tmp_path):
     assert factors_only == set(live) - {"lm_head"}
 
 
+SAVED_WHOLE = {
+    "a Conv1D, base a model": (
+        gpt2,
+        {"target_modules": ["c_attn"], "modules_to_save": ["c_fc"], "fan_in_fan_out": True},
+    ),
+    "rows of tokens": (llama, {"trainable_token_indices": [5, 3]}),
+    "rows of tokens by module": (llama, {"trainable_token_indices": {"embed_tokens": [7]}, "use_dora": True}),
+}
+
+
+@pytest.mark.parametrize("case", SAVED_WHOLE)
+def test_what_an_adapter_saves_whole_is_read_where_base_is_given(case, tmp_path):
+    build, options = SAVED_WHOLE[case]
+    base = build()
+    model = train(peft.get_peft_model(build(), lora(**options)))
+    model.save_pretrained(tmp_path)
+    live = {name: dense(update) for name, update in weight_updates(model)}
+    saved = {name: dense(update) for name, update in weight_updates(tmp_path, base)}
+    assert sorted(live) == sorted(saved)
+    for name, delta in live.items():
+        assert torch.allclose(saved[name], delta, rtol=1e-12, atol=1e-12), name
+    if not options.get("use_dora"):
+        whole = next(name for name in live if name.endswith(("c_fc", "embed_tokens")))
+        with pytest.warns(UserWarning, match=f"saved whole.*base: {whole}"):
+            assert set(dict(weight_updates(tmp_path))) == set(live) - {whole}
+        with pytest.raises(ValueError, match=f"needs base: {whole}"):
+            list(weight_updates(tmp_path, targets=[whole]))
+
+
+def test_a_base_that_does_not_fit_an_adapter_is_refused_though_its_factors_need_none(tmp_path):
+    train(peft.get_peft_model(llama(), lora())).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"base has no weight.*q_proj"):
+        list(weight_updates(tmp_path, {"other.weight": torch.randn(5, 5)}))
+    with pytest.raises(ValueError, match=r"q_proj: shape \(24, 24\) in the tuned model, \(32, 32\) in base"):
+        list(weight_updates(tmp_path, llama(hidden_size=32)))
+
+
 @pytest.mark.parametrize("start", [True, "orthogonal"])
 def test_before_the_first_step_there_is_no_update_and_it_is_said(start):
     model = peft.get_peft_model(llama(), lora(init_lora_weights=start))

@@ -18,6 +18,7 @@ from artent.ranks.choice import Allowed, Curve, shared_out
 from artent.ranks.patterns import lookup
 from artent.ranks.suggestion import RankSuggestion, parameters_of
 from artent.records import read_records
+from artent.safetensors_files import BASE_FILE
 from artent.targets import select
 from artent.weights import unwrap
 from artent_ext._arguments import integer
@@ -150,7 +151,7 @@ def _results(path: Path) -> Path | None:
     """The records that ``path`` means, a file or a folder of them without weights; None for anything else."""
     if path.suffix == ".jsonl":
         return path
-    weights = path.is_dir() and any(path.glob("*.safetensors"))
+    weights = path.is_dir() and any(file.name != BASE_FILE for file in path.glob("*.safetensors"))
     return path / "results.jsonl" if not weights and (path / "results.jsonl").is_file() else None
 
 
