@@ -20,8 +20,7 @@ from artent.schmidt.spectrum import Estimated, Spectrum
 from artent.sites import Chain
 from artent_ext import _native  # noqa: F401 (registers torch.ops.artent)
 
-# Of S, the standard error where nobody says: 1 %, and some for stopping where it happens to look small.
-_SHARE = 0.008
+_SHARE = 0.01  # of S, the standard error where nobody says
 _LEAST = 1e-3  # nats, of it: a product state has S = 0
 _WIDTH = 16  # columns of the first block; narrower products take as long
 _STEPS = 8  # before a wider block is tried
