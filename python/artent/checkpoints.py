@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch
 
-from artent.adapter_files import folder_updates, is_factored, read_config, refuse_factors
-from artent.differences import differences
 from artent.measure import measure, read_whole
-from artent.peft_updates import adapted_layers, live_updates
-from artent.pending import PendingUpdate
-from artent.weights import read_weights, unwrap
+from artent.reading.adapter_files import folder_updates, is_factored, read_config, refuse_factors
+from artent.reading.differences import differences
+from artent.reading.live_adapters import adapted_layers, live_updates
+from artent.reading.pending import PendingUpdate
+from artent.reading.weights import read_weights, unwrap
 
 
 def weight_updates(model_or_path, base=None, *, targets=None):
@@ -85,7 +85,7 @@ def pending_updates(model_or_path, base=None, *, targets=None, device="cpu") -> 
     if on_disk and (Path(model_or_path) / "adapter_config.json").is_file():
         if base is None or is_factored(read_config(model_or_path)):
             return folder_updates(model_or_path, _base(base, device), targets, device)
-        from artent.adapter_merging import merged_folder_updates
+        from artent.reading.merged_adapters import merged_folder_updates
 
         return merged_folder_updates(model_or_path, _base(base, device), targets, device)
     tuned = read_weights(model_or_path, "model_or_path", device)

@@ -11,8 +11,8 @@ import torch
 from artent.distributed import Processes, is_sharded, whole
 from artent.distributed import processes as all_processes
 from artent.entanglement import EntanglementProfile
-from artent.pending import PendingUpdate
 from artent.profile import entanglement_profile
+from artent.reading.pending import PendingUpdate
 from artent.rounds import ELEMENTS, in_rounds, lasting
 from artent.updates import LoRAUpdate, MPSUpdate, Update
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from artent.distributed import Processes, as_error, first_told, is_sharded, told, whole
 from artent.entanglement import EntanglementProfile
-from artent.pending import PendingUpdate
+from artent.reading.pending import PendingUpdate
 from artent.updates import Update
 
 # Updates are read until they hold as many numbers, then profiled together: equal shapes as one stack. More would be no

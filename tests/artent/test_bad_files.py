@@ -6,7 +6,7 @@ import struct
 import pytest
 import torch
 from artent.checkpoints import pending_updates
-from artent.safetensors_files import SafetensorsFiles
+from artent.reading.safetensors_files import SafetensorsFiles
 from mps_models import gpt2, llama
 from saved_models import (
     A0,

@@ -4,8 +4,8 @@ import peft
 import pytest
 import torch
 from artent import attach
+from artent.reading.safetensors_files import SafetensorsFiles
 from artent.records import read_records
-from artent.safetensors_files import SafetensorsFiles
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_training import TEXTS, training_arguments
 from torch.utils.tensorboard import SummaryWriter

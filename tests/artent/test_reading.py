@@ -11,7 +11,7 @@ import pytest
 import torch
 from artent import LoRAUpdate, MPSConfig, MPSUpdate, entanglement_profile, profile_model, weight_updates
 from artent.checkpoints import pending_updates
-from artent.safetensors_files import SafetensorsFiles
+from artent.reading.safetensors_files import SafetensorsFiles
 from artent.sites import chain
 from mps_models import llama, shake
 from transformers import LlamaModel

@@ -6,8 +6,8 @@ import pytest
 import torch
 from artent import EntanglementRecorder, attention_entanglement, entanglement_profile
 from artent.attention.probe import Probe
+from artent.reading.safetensors_files import SafetensorsFiles
 from artent.records import RecordWriter, read_records
-from artent.safetensors_files import SafetensorsFiles
 from transformers import LlamaConfig, LlamaForCausalLM
 
 NAMES = [f"model.layers.{i}.self_attn.{p}_proj" for i in range(2) for p in "qv"]

@@ -9,18 +9,18 @@ from pathlib import Path
 
 import torch
 
-from artent.adapter_files import METHODS
 from artent.checkpoints import pending_updates
 from artent.entanglement import EntanglementProfile
 from artent.measure import measure
-from artent.peft_updates import adapted_layers
 from artent.ranks.choice import Allowed, Curve, shared_out
 from artent.ranks.patterns import lookup
 from artent.ranks.suggestion import RankSuggestion, parameters_of
+from artent.reading.adapter_files import METHODS
+from artent.reading.live_adapters import adapted_layers
+from artent.reading.safetensors_files import BASE_FILE
+from artent.reading.targets import select
+from artent.reading.weights import unwrap
 from artent.records import read_records
-from artent.safetensors_files import BASE_FILE
-from artent.targets import select
-from artent.weights import unwrap
 from artent_ext._arguments import integer
 
 TARGETS = {"mass": 0.9, "error": 0.3, "entropy": 1.0}  # of each criterion, where nobody says

@@ -5,9 +5,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from artent.distributed import ALONE
-from artent.peft_updates import adapted_layers
-from artent.snapshot import snapshot
-from artent.weights import read_weights, unwrap
+from artent.reading.live_adapters import adapted_layers
+from artent.reading.snapshot import snapshot
+from artent.reading.weights import read_weights, unwrap
 
 BASE_FILE = "artent_base.safetensors"
 _BASE_FOLDER = "artent_base"  # of several processes: a file each

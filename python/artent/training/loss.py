@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from artent.checkpoints import pending_updates
-from artent.differences import differences, matrices
 from artent.distributed import is_sharded
 from artent.measure import profiles_of
-from artent.peft_updates import adapted_layers
+from artent.reading.differences import differences, matrices
+from artent.reading.live_adapters import adapted_layers
+from artent.reading.weights import Weights, read_weights
 from artent.training.recorder import TARGETS
-from artent.weights import Weights, read_weights
 
 TERMS = ("valley_depth", "cut_entropy", "attention_entropy")
 

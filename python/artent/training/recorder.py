@@ -11,12 +11,12 @@ import torch
 from artent.attention import AttentionEntanglement
 from artent.distributed import processes as processes_now
 from artent.entanglement import EntanglementProfile
+from artent.reading.weights import unwrap
 from artent.records import RecordWriter
 from artent.training.base import check_keep, needs_base, run_base, start_base
 from artent.training.budget import Budget
 from artent.training.external import External
 from artent.training.internal import Internal
-from artent.weights import unwrap
 
 # What records hold besides their context.
 _MEASURED = {field.name for kind in (EntanglementProfile, AttentionEntanglement) for field in fields(kind)}

@@ -90,7 +90,7 @@ def test_peft_loads_what_was_converted_and_converted_back(case, tmp_path):
     assert loaded.peft_config["default"].base_model_name_or_path == model.peft_config["default"].base_model_name_or_path
     torch.testing.assert_close(logits(loaded), expected, rtol=1e-5, atol=1e-5)
     loaded.save_pretrained(tmp_path / "again")
-    saved = set(artent.adapter_files.read_folder(tmp_path / "again").tensors)
+    saved = set(artent.reading.adapter_files.read_folder(tmp_path / "again").tensors)
     assert saved == set(converted.state_dict)  # PEFT took every tensor, and none was missing
     for back in (artent.to_lora(loaded), artent.to_lora(tmp_path / "mps")):
         assert max(back.errors.values()) < 1e-6

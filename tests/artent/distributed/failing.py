@@ -15,7 +15,7 @@ import torch.distributed as dist
 from artent.checkpoints import pending_updates
 from artent.distributed import ALONE, is_sharded, launched, processes, whole
 from artent.measure import measure
-from artent.pending import PendingUpdate
+from artent.reading.pending import PendingUpdate
 from artent.records import RecordWriter
 from forked import run
 from torch import nn

@@ -9,7 +9,7 @@ import sys
 
 import artent.rounds
 from artent.cli import main
-from artent.pending import PendingUpdate
+from artent.reading.pending import PendingUpdate
 
 artent.rounds._COST = 0.0  # a module a round for each rank, as in a large model
 _read = PendingUpdate.read

@@ -4,7 +4,7 @@ import pytest
 import torch
 from artent import LoRAUpdate, MPSUpdate
 from artent.distributed import ALONE, Processes, launched, processes, whole
-from artent.pending import PendingUpdate
+from artent.reading.pending import PendingUpdate
 from artent.rounds import _COST, ELEMENTS, lasting, rounds
 
 

@@ -17,7 +17,7 @@ from artent import MPSConfig
 from artent.checkpoints import pending_updates
 from artent.distributed import is_sharded, processes
 from artent.measure import measure
-from artent.snapshot import snapshot
+from artent.reading.snapshot import snapshot
 from forked import run
 from peft import LoraConfig, get_peft_model
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict

@@ -12,14 +12,14 @@ import torch
 from peft import LoraConfig, PeftConfig, get_peft_model_state_dict
 from torch import Tensor, nn
 
-from artent.adapter_files import SavedAdapter, read_folder
 from artent.adapters.mps.config import MPSConfig
 from artent.adapters.mps.shapes import factor_shapes
 from artent.mps import contract
-from artent.peft_updates import adapted_layers
+from artent.reading.adapter_files import SavedAdapter, read_folder
+from artent.reading.live_adapters import adapted_layers
+from artent.reading.weights import unwrap
 from artent.tt import relative_error, tt_svd
 from artent.updates import LoRAUpdate, MPSUpdate
-from artent.weights import unwrap
 
 __all__ = ["Conversion", "ConvertedUpdate", "from_lora", "to_lora"]
 

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from artent.distributed import is_sharded
-from artent.pending import PendingUpdate
-from artent.targets import few, meant, select
-from artent.weights import Weights, module_name, resolved
+from artent.reading.names import module_name
+from artent.reading.pending import PendingUpdate
+from artent.reading.targets import few, meant, select
+from artent.reading.weights import Weights, resolved
 
 _QUANTISED = (
     "an update is read from floating-point matrices only. Likely cause: a quantised checkpoint (bitsandbytes, GPTQ, "

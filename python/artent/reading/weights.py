@@ -12,9 +12,9 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from artent.distributed import at_rest, is_sharded
-from artent.pending import shape_of
-from artent.safetensors_files import FLOATS, Facts, SafetensorsFiles
-from artent.targets import few
+from artent.reading.pending import shape_of
+from artent.reading.safetensors_files import FLOATS, Facts, SafetensorsFiles
+from artent.reading.targets import few
 
 
 @dataclass(frozen=True)
@@ -112,11 +112,6 @@ def unwrap(model: nn.Module) -> nn.Module:
 def resolved(tensor: Tensor, whole: Mapping[int, Tensor]) -> Tensor:
     """The whole tensor, where ``tensor`` is a part of it that was gathered."""
     return whole.get(id(tensor), tensor)
-
-
-def module_name(key):
-    """A weight is called by its module; another parameter keeps its own name."""
-    return key.removesuffix(".weight")
 
 
 def _plain(name):

@@ -10,12 +10,14 @@ import warnings
 import torch
 from torch import nn
 
-from artent.adapter_files import plain, read_config, saved_name, saved_whole
-from artent.peft_updates import adapted_layers, merged_update
-from artent.pending import PendingUpdate
-from artent.safetensors_files import SafetensorsFiles
-from artent.targets import few, select
-from artent.weights import Weights, module_name, resolved
+from artent.reading.adapter_files import read_config
+from artent.reading.live_adapters import adapted_layers, merged_update
+from artent.reading.names import module_name, plain, saved_name
+from artent.reading.pending import PendingUpdate
+from artent.reading.safetensors_files import SafetensorsFiles
+from artent.reading.saved_whole import saved_whole
+from artent.reading.targets import few, select
+from artent.reading.weights import Weights, resolved
 
 _WRAPPER = "base_model.model."
 # What would need the whole model, or ask for modules that are not there.

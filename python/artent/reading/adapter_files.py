@@ -11,12 +11,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from artent.differences import check_pair, difference
-from artent.pending import PendingUpdate
-from artent.safetensors_files import SafetensorsFiles
-from artent.targets import few, select
+from artent.reading.differences import check_pair
+from artent.reading.names import plain, saved_name
+from artent.reading.pending import PendingUpdate
+from artent.reading.safetensors_files import SafetensorsFiles
+from artent.reading.saved_whole import saved_whole
+from artent.reading.targets import few, select
+from artent.reading.weights import Weights
 from artent.updates import LoRAUpdate, MPSUpdate, is_zero
-from artent.weights import Weights, module_name, resolved
 
 # Starts of LoRA that leave the base weight alone. PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA do not.
 BASE_KEPT = (True, False, "gaussian", "eva", "orthogonal", "mica")
@@ -28,7 +30,6 @@ _ADVICE = (
     "Pass base, the weights that it was trained on, or load it onto its base model with PEFT and pass the live model "
     "(and base, where the start changed the base weights)"
 )
-_ROWS = ".trainable_tokens_delta"
 _DAMAGED = "likely cause: a damaged file"
 
 
@@ -192,46 +193,6 @@ def _check_base(base, name, shape):
     either = facts.shape == shape[::-1] and (key in base.turned or not base.live)
     if facts.dtype is not None and not either:  # quantised weights are stored in other shapes
         check_pair(name, shape, facts.shape)
-
-
-def saved_whole(tensors: SafetensorsFiles, key: str, name: str, base: Weights, config: dict) -> PendingUpdate:
-    """The update of a module of which an adapter holds the weight itself, or the rows of some tokens."""
-    weight = base.key(name)
-    shape, turned = base.facts(weight).shape, weight in base.turned
-    rows = _trained_rows(config, name) if key.endswith(_ROWS) else None
-    found = tensors.facts(key).shape
-    check_pair(name, found if rows is None else (shape[0], *found[1:]), shape)
-    if rows is not None and len(rows) != found[0]:
-        raise ValueError(f"{name}: {found[0]} rows are saved, and its configuration names {len(rows)} ({_DAMAGED})")
-
-    def read(whole):
-        before = resolved(base.tensors[weight], whole)
-        after = tensors[key]
-        if rows is not None:
-            after = before.to(after).index_copy(0, torch.tensor(rows, device=after.device), after)
-        return difference(name, after, before, turned)
-
-    return PendingUpdate(name, shape[::-1] if turned else shape, None, read, base.parameters(weight))
-
-
-def _trained_rows(config, name):
-    """The rows of ``trainable_token_indices``: a list for the embedding, or lists by the ends of names."""
-    rows = config.get("trainable_token_indices") or config.get("token_indices") or []
-    if isinstance(rows, dict):
-        rows = next((r for ending, r in rows.items() if f".{name}".endswith(f".{ending}")), [])
-    return list(rows)
-
-
-def saved_name(key: str) -> str:
-    """The module whose weight, or some of whose rows, an adapter's file holds under that key."""
-    return module_name(plain(key)).removesuffix(_ROWS)
-
-
-def plain(name: str) -> str:
-    """A module's name in the model that was wrapped."""
-    for part in ("_orig_mod.", "base_model.model.", ".token_adapter"):
-        name = name.replace(part, "")
-    return name
 
 
 def refuse_factors(weights: Weights, argument: str, path) -> None:

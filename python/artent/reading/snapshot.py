@@ -5,10 +5,10 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from artent.differences import differences
 from artent.distributed import Processes, whole
-from artent.safetensors_files import Facts
-from artent.weights import Weights, read_weights, resolved
+from artent.reading.differences import differences
+from artent.reading.safetensors_files import Facts
+from artent.reading.weights import Weights, read_weights, resolved
 
 
 class Kept(Mapping):

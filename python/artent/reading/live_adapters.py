@@ -13,13 +13,14 @@ import sys
 import torch
 from torch import nn
 
-from artent.adapter_files import BASE_KEPT, plain
-from artent.differences import check_pair, difference
 from artent.distributed import is_sharded
-from artent.pending import PendingUpdate, shape_of
-from artent.targets import select
+from artent.reading.adapter_files import BASE_KEPT
+from artent.reading.differences import check_pair, difference
+from artent.reading.names import module_name, plain
+from artent.reading.pending import PendingUpdate, shape_of
+from artent.reading.targets import select
+from artent.reading.weights import resolved, unwrap
 from artent.updates import LoRAUpdate, is_zero
-from artent.weights import module_name, resolved, unwrap
 
 
 def adapted_layers(model):
