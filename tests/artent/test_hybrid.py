@@ -10,7 +10,7 @@ from artent import schmidt
 from artent.entanglement import estimated
 from artent.schmidt import costs, exact, hybrid
 from entropy_reference import entropies
-from hybrid_spectra import KINDS, make
+from hybrid_spectra import KINDS, make, of_probabilities
 from test_certified import probabilities
 
 ROUNDING = 1e-5  # nats, of bonds called exact: float32 Gram matrices, with their tolerance never used up
@@ -51,6 +51,18 @@ def test_errors_are_small_and_as_stated(many_estimates):
     deviations = torch.cat(deviations)
     assert (deviations <= 3).double().mean() >= 0.97
     assert deviations.square().mean().sqrt() >= 0.4  # nor does it state much more than happens
+
+
+@pytest.mark.parametrize("size", [15, 16, 17, 18, 20, 33])
+def test_clusters_wider_than_the_block_are_not_taken_for_what_it_holds_of_them(size, many_estimates):
+    """Equal eigenvalues of which the Krylov space has sixteen, converged, and all the weight."""
+    for low in (1 / 200, 1 / 2000):
+        cluster = of_probabilities(lambda i, k: torch.where(i <= size, 1.0, low))  # noqa: B023
+        for seed in range(3):
+            W = cluster(256, 256, torch.Generator().manual_seed(seed))
+            profile = artent.entanglement_profile(W, method="hybrid", seed=seed)
+            error = (profile.entropy - truth(W, profile.dims)).abs()
+            assert (error <= 4 * profile.stderr + ROUNDING).all(), (low, seed)
 
 
 @pytest.mark.parametrize("error", [0.1, 0.02, 0.002])

@@ -15,8 +15,9 @@ from artent_ext._krylov import count, radau
 
 # A Ritz pair with a residual below this share of its value counts as an eigenvalue.
 _CONVERGED = 1e-2
-# A cluster of eigenvalues that is wider than the block shows as many Ritz values as the block has columns, this close.
-_CLUSTER = 0.1
+# A cluster of eigenvalues that is wider than the block shows as many Ritz values as the block has columns, so close
+# together; further apart, up to the second, their weight decides.
+_CLUSTER, _LOOSE = 0.05, 0.1
 # Gauss and Gauss–Radau err to opposite sides, the latter some 0.6 times as far: this share of the first leaves a fifth
 # of their distance or less. Over the spectra of tests/artent/hybrid_spectra.py errors are then one stderr (rms).
 _GAUSS = 0.4
@@ -133,12 +134,14 @@ def _unclustered(theta: Tensor, mass: Tensor) -> int:
     """How many of the leading Ritz values (k) may each be one eigenvalue, by their weights, (k, b) squared overlaps.
 
     The Krylov space of b probes holds b vectors of an eigenspace at most, and all the weight that the probes have in
-    it, one a dimension. So b Ritz values close together that weigh more than b stand for more eigenvalues than that.
+    it, one a dimension. So b Ritz values close together may stand for more eigenvalues than that; chance hides up to
+    two more in the weight.
     """
     k, b = mass.shape
     if k < b:
         return k
-    weight = mass.mean(-1).unfold(0, b, 1).sum(-1)
-    close = theta[: k - b + 1] - theta[b - 1 :] <= _CLUSTER * theta[: k - b + 1]
-    suspect = (close & (weight > b)).nonzero()
+    first, last = theta[: k - b + 1], theta[b - 1 :]
+    heavy = mass.mean(-1).unfold(0, b, 1).sum(-1) > b
+    spread = torch.where(heavy, _LOOSE, _CLUSTER)
+    suspect = (first - last <= spread * first).nonzero()
     return int(suspect[0]) if len(suspect) else k
