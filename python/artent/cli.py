@@ -13,6 +13,9 @@ __all__ = ["main"]
 def main(argv=None):
     """Run a command; returns its exit status. Errors that the user can mend are told without a traceback."""
     options = _parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):  # in a legacy encoding × and σ are told by ?, but told
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
     try:
         options.run(options)
         sys.stdout.flush()

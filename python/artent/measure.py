@@ -22,13 +22,18 @@ class Measured(NamedTuple):
 
     name: str
     shape: tuple[int, int]
-    profile: EntanglementProfile | None  # None: the weight did not change
+    profile: EntanglementProfile | None  # None: the weight did not change, or its update has no profile
     seconds: float  # wall time of reading and profiling, its share of a stack's
+    failed: str | None = None  # why an update has no profile: it holds NaN or Inf, …
 
 
 @torch.no_grad()
-def measure(pending: Iterable[PendingUpdate], *, processes: Processes | None = None, **options) -> Iterator[Measured]:
+def measure(
+    pending: Iterable[PendingUpdate], *, processes: Processes | None = None, keep_going: bool = False, **options
+) -> Iterator[Measured]:
     """The profiles of ``pending``, in batches; ``options`` go to ``entanglement_profile``.
+
+    ``keep_going`` tells in ``failed`` what ``entanglement_profile`` refuses, and goes on with the others.
 
     With several ``processes`` every one of them iterates to the end: the modules are shared out, those that are sharded
     gathered when their turn comes, and the first process gets all results, the others none. None: those of
@@ -41,7 +46,7 @@ def measure(pending: Iterable[PendingUpdate], *, processes: Processes | None = N
     if processes is None and any(is_sharded(p) for one in pending for p in one.parameters):
         processes = all_processes()
     if processes is not None and processes.size > 1:
-        yield from in_rounds(pending, processes, partial(_measured, options))
+        yield from in_rounds(pending, processes, partial(_measured, options, keep_going))
         return
     start, held, elements = time.perf_counter(), [], 0
     for one in pending:
@@ -49,9 +54,9 @@ def measure(pending: Iterable[PendingUpdate], *, processes: Processes | None = N
         held.append((one, update))
         elements += numbers(update)
         if elements >= ELEMENTS:
-            yield from _measured(options, held, start)
+            yield from _measured(options, keep_going, held, start)
             start, held, elements = time.perf_counter(), [], 0
-    yield from _measured(options, held, start)
+    yield from _measured(options, keep_going, held, start)
 
 
 def profiles_of(updates: Mapping[str, Update], **options) -> dict[str, EntanglementProfile]:
@@ -81,8 +86,22 @@ def numbers(update) -> int:
     return 0 if update is None else update.numel()
 
 
-def _measured(options, held, start) -> list[Measured]:
+def _measured(options, keep_going, held, start) -> list[Measured]:
     """Of [(pending, update)] that were read since ``start``; the time is shared out by cost."""
-    profiles = profiles_of({one.name: update for one, update in held if update is not None}, **options)
+    updates, failed = {one.name: update for one, update in held if update is not None}, {}
+    try:
+        profiles = profiles_of(updates, **options)
+    except ValueError:
+        if not keep_going:
+            raise
+        profiles = {}
+        for name, update in updates.items():
+            try:
+                profiles |= profiles_of({name: update}, **options)
+            except ValueError as error:
+                failed[name] = str(error)
     seconds, cost = time.perf_counter() - start, sum(one.cost for one, _ in held)
-    return [Measured(one.name, one.shape, profiles.get(one.name), seconds * one.cost / cost) for one, _ in held]
+    return [
+        Measured(one.name, one.shape, profiles.get(one.name), seconds * one.cost / cost, failed.get(one.name))
+        for one, _ in held
+    ]

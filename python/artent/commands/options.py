@@ -1,5 +1,8 @@
 """What commands check alike before they measure: the device, the module that draws, the folder."""
 
+import sys
+import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -46,3 +49,16 @@ def something_else(out):
     return ValueError(
         f"--out: {Path(out) / 'results.jsonl'} holds records of something else (a study?); choose another folder"
     )
+
+
+@contextmanager
+def plain_warnings(command, silent=False):
+    """Warnings of the library as lines of the command on standard error, without the code that they come from."""
+
+    def show(message, category, *where, **more):
+        if not silent:
+            print(f"artent {command}: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield

@@ -1,10 +1,12 @@
 """``artent profile``: the entanglement of what fine-tuning wrote, module by module: table, JSON, files and figures."""
 
 import json
+import signal
 import sys
+import threading
 import time
 import warnings
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from math import inf
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from artent.checkpoints import pending_updates
-from artent.commands.options import device, drawing
+from artent.commands.options import device, drawing, plain_warnings
 from artent.commands.profile_results import Results, draw, fingerprint, record_of, write_parquet
 from artent.commands.profile_table import by_number, lines, unchanged_lines
 from artent.distributed import launched
@@ -60,7 +62,17 @@ def _one_voice():
     processes = None
     try:
         with launched() as processes:
-            yield processes
+            if processes.main and processes.size > 1 and threading.current_thread() is threading.main_thread():
+                # When one process has ended torchrun asks the others to, and waits: time to tell what was measured.
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            with plain_warnings("profile", silent=not processes.main):
+                try:
+                    yield processes
+                except BaseException:
+                    if not processes.main:  # torchrun would stop the first one while it is telling
+                        with suppress(RuntimeError):
+                            processes.broadcast(None)
+                    raise
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         if processes is not None and not processes.main:
             raise SystemExit(2) from None
@@ -148,7 +160,7 @@ def _records(pending, processes, asked):
     try:
         with tqdm(total=len(pending), unit="module", disable=hidden, leave=False) as bar, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "max_error: ")  # _tell says where, once
-            for measured in measure(pending, processes=processes, **asked):
+            for measured in measure(pending, processes=processes, keep_going=True, **asked):
                 bar.update()
                 yield record_of(measured)
     except torch.OutOfMemoryError as error:
@@ -159,15 +171,16 @@ def _finish(options, head, records, earlier, results, plots):
     """Files, then words: whoever reads the words may stop reading, and a full disk does not take them along."""
     ordered = [records[name] for name in sorted(records, key=by_number)]
     modules, made = [record for record in ordered if record["kind"] == "profile"], []
+    failed = {record["module"]: record["reason"] for record in ordered if record["kind"] == "failed"}
     try:
         if results is not None:
-            if len(ordered) > earlier or not results.done:
+            if not failed and (len(ordered) > earlier or not results.done):
                 results.write({"kind": "done", "modules": len(ordered), "seconds": head["seconds"]})
             made = _write(results.folder, modules, plots)
     finally:
         if options.json:
             unchanged = [record["module"] for record in ordered if record["kind"] == "unchanged"]
-            print(json.dumps({**head, "unchanged": unchanged, "modules": modules}))
+            print(json.dumps({**head, "unchanged": unchanged, "failed": failed, "modules": modules}))
         else:
             _tell(head, records, earlier, head["seconds"])
         _tell_of_error(head, modules)
@@ -175,6 +188,10 @@ def _finish(options, head, records, earlier, results, plots):
         print()
         for path in made:
             print(f"Written: {path}")
+    if failed:
+        reasons = list(failed.values())
+        more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+        raise ValueError(f"{len(failed)} of {len(ordered)} modules have no profile: {'; '.join(reasons[:3])}{more}")
 
 
 def _write(folder, modules, plots):
@@ -197,14 +214,13 @@ def _tell(head, records, earlier, seconds):
         print(line)
     for line in unchanged_lines(unchanged):
         print(line)
-    if not profiles:
+    measured = sum(r["kind"] != "failed" for r in records.values()) - earlier
+    if len(unchanged) == len(records):
         print(
             "Nothing changed. Likely cause: training has not begun (LoRA's B starts at zero), or --base is TUNED itself"
         )
     rest = f" ({earlier} more from before)" if earlier else ""
-    print(
-        f"{len(records) - earlier} of {head['pending']} modules measured in {seconds:.2f} s on {head['device']}{rest}"
-    )
+    print(f"{measured} of {head['pending']} modules measured in {seconds:.2f} s on {head['device']}{rest}")
 
 
 def _tell_of_error(head, profiles):

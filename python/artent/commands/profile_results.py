@@ -82,6 +82,8 @@ class Results:
 def record_of(measured) -> dict:
     """The record of a module: everything in its profile, and the scalars that follow from it."""
     head = {"kind": "profile", "module": measured.name, "shape": list(measured.shape)}
+    if measured.failed is not None:
+        return {**head, "kind": "failed", "reason": measured.failed, "seconds": measured.seconds}
     if measured.profile is None:
         return {**head, "kind": "unchanged", "seconds": measured.seconds}
     return {**head, **scalars(measured.profile), **measured.profile.to_dict(), "seconds": measured.seconds}
@@ -150,7 +152,7 @@ def draw(folder: Path, profiles: dict[str, EntanglementProfile], plots) -> list[
         alone = sum(key[0] == kind for key in groups) == 1
         label = kind if alone else f"{kind}-{m}x{n}" + (f"-r{rank}" if rank is not None else "")
         _, shown = short_names(list(group))
-        shown = {name: f"layer {short}" if short.isdigit() else short for name, short in shown.items()}
+        shown = {name: f"layer {short}" if short.isdecimal() else short for name, short in shown.items()}
         axes[f"profile-{label}"] = lambda group=group, kind=kind, shown=shown: plots.profiles(
             {shown[name]: p for name, p in group.items()}, title=kind
         )

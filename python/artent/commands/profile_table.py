@@ -49,17 +49,17 @@ def unchanged_lines(names):
 
 def kind_of(name: str) -> str:
     """What a module is called in its layer: the last part of its name that is no number."""
-    return next((part for part in reversed(name.split(".")) if not part.isdigit()), name)
+    return next((part for part in reversed(name.split(".")) if not part.isdecimal()), name)
 
 
 def layer_of(name: str) -> int | None:
     """The first number in a module's name, None where there is none."""
-    return next((int(part) for part in name.split(".") if part.isdigit()), None)
+    return next((int(part) for part in name.split(".") if part.isdecimal()), None)
 
 
 def by_number(name: str):
     """A sorting key that puts layer 2 before layer 10."""
-    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in name.split(".")]
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in name.split(".")]
 
 
 def short_names(names):

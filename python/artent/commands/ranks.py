@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from artent.commands.options import plain_warnings
 from artent.commands.profile_results import whole
 from artent.commands.profile_table import by_number, short_names, unchanged_lines
 from artent.ranks import suggest_ranks
@@ -21,7 +22,8 @@ def run(options):
     """
     out = None if options.out is None else _file(options.out)
     try:
-        suggestion = _suggested(options)
+        with plain_warnings("ranks"):
+            suggestion = _suggested(options)
     except (ValueError, OSError) as error:  # which speaks of the function's arguments
         told = str(error).replace("model_or_path", "TUNED").replace("base is missing", "--base is missing")
         raise ValueError(re.sub("^source", "TUNED", told)) from error

@@ -40,7 +40,7 @@ def _endings(name):
     """What a name may share with its like in other layers, the shortest first: v_proj, self_attn.v_proj."""
     parts = name.split(".")
     for start in range(len(parts) - 1, -1, -1):
-        if parts[start].isdigit():
+        if parts[start].isdecimal():
             return
         yield ".".join(parts[start:])
 

@@ -192,7 +192,7 @@ def _adapter_config(source) -> dict | None:
     """The configuration of the one LoRA or MPS adapter in ``source``, a folder or a live model; else None."""
     config = None
     if isinstance(source, str | Path) and (file := Path(source) / "adapter_config.json").is_file():
-        config = json.loads(file.read_text())
+        config = json.loads(file.read_text(encoding="utf-8"))
     elif isinstance(source, torch.nn.Module):
         active = {adapter for layer in adapted_layers(source).values() for adapter in layer.active_adapters}
         configs = next((m.peft_config for m in unwrap(source).modules() if hasattr(m, "peft_config")), {})

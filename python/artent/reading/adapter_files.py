@@ -149,7 +149,7 @@ def read_config(path) -> dict:
     """What a folder's ``adapter_config.json`` says. Raises ValueError where it is damaged."""
     file = Path(path) / "adapter_config.json"
     try:
-        config = json.loads(file.read_text())
+        config = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: is not JSON, {error} ({_DAMAGED})") from error
     if not isinstance(config, dict):

@@ -128,7 +128,7 @@ class SafetensorsFiles(Mapping):
         if len(found) != 1:
             return None
         try:
-            named = json.loads(found[0].read_text())["weight_map"]
+            named = json.loads(found[0].read_text(encoding="utf-8"))["weight_map"]
             if not isinstance(named, dict):
                 raise TypeError("its weight_map is no object")
         except (ValueError, KeyError, TypeError) as error:

@@ -22,7 +22,8 @@ def select(names, targets, whose):
         if not chosen:
             raise ValueError(
                 f"targets={targets!r} matches none of the {len(names)} {whose} ({few(names)}). A string is "
-                f"a regular expression for the whole name; for an ending pass a list, [{targets!r}]"
+                f"a regular expression for the whole name; for endings pass a list, such as [{targets!r}] (on the "
+                "command line with commas between them)"
             )
         return chosen
     if not isinstance(targets, list | tuple | set | frozenset) or not all(isinstance(t, str) for t in targets):

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from artent.distributed import at_rest, is_sharded
@@ -38,7 +39,9 @@ class Weights:
         if hasattr(self.tensors, "facts"):
             return self.tensors.facts(key)
         tensor = self.tensors[key]
-        return Facts(shape_of(tensor), tensor.dtype if tensor.dtype in FLOATS else None, str(tensor.dtype)[6:])
+        dense = tensor.layout == torch.strided
+        kind = str(tensor.dtype if dense else tensor.layout).removeprefix("torch.")
+        return Facts(shape_of(tensor), tensor.dtype if dense and tensor.dtype in FLOATS else None, kind)
 
     def key(self, module: str) -> str:
         """The key of the weight of the module of that name.
@@ -124,7 +127,7 @@ def _tied(tensors):
     for name, tensor in tensors.items():
         if is_sharded(tensor):  # all processes must group alike, and some may hold nothing of it
             memory = id(tensor)
-        elif not tensor.numel() or tensor.is_meta:  # nothing there to share
+        elif not tensor.numel() or tensor.is_meta or tensor.layout != torch.strided:  # nothing there to share
             memory = name
         else:
             memory = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride())

@@ -39,7 +39,7 @@ def charts(s):
 def module_label(name):
     """``model.layers.3.self_attn.q_proj`` → ``layer 3, W_Q``."""
     parts = name.split(".")
-    layer = next((part for part in parts if part.isdigit()), "")
+    layer = next((part for part in parts if part.isdecimal()), "")
     return f"layer {layer}, W_{parts[-1].removesuffix('_proj').upper()}"
 
 

@@ -4,7 +4,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from artent.distributed import processes
-from artent.training.base import check_keep
+from artent.training.base import check_keep, needs_base
 from artent.training.recorder import EntanglementRecorder
 
 try:
@@ -48,8 +48,9 @@ def attach(trainer, every=50, internal=True, external=True, probe=None, out=None
 
     Raises:
         TypeError: ``trainer`` is no Trainer.
-        ValueError: ``keep_base`` is neither; when training begins: what ``EntanglementRecorder`` raises; FSDP's first
-            version; a resumed full FT without the weights that it started from.
+        ValueError: ``keep_base`` is neither; a second attach that would keep the first weights; when training begins:
+            what ``EntanglementRecorder`` raises, FSDP's first version, a resumed full FT without the weights that it
+            started from.
     """
     if not isinstance(trainer, Trainer):
         raise TypeError(
@@ -57,11 +58,19 @@ def attach(trainer, every=50, internal=True, external=True, probe=None, out=None
             "in another loop use artent.EntanglementRecorder"
         )
     check_keep(keep_base)
+    keeps = internal and needs_base(trainer.model, options.get("base"))
+    if keeps and any(getattr(other, "keeps_base", False) for other in trainer.callback_handler.callbacks):
+        raise ValueError(
+            "trainer: artent is attached to it already, and the first weights of full fine-tuning are kept in one file "
+            "of its output folder. Name all targets in one attach, pass base to one of the two, or take the other off "
+            "with trainer.remove_callback"
+        )
     if external and probe is None:
         probe = _default_probe(trainer)
     callback = EntanglementCallback(
         trainer, every=every, internal=internal, external=external, probe=probe, out=out, keep_base=keep_base, **options
     )
+    callback.keeps_base = keeps
     trainer.add_callback(callback)
     return callback
 
@@ -73,6 +82,7 @@ class EntanglementCallback(TrainerCallback):
         self.trainer, self.recorder = trainer, None
         self._probe, self._options = probe, options
         self._measured = None  # the last step
+        self.keeps_base = False  # in the trainer's output folder
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         probe = processes().broadcast(self._probe)  # of one batch, whatever each process drew

@@ -1,6 +1,7 @@
 """The internal part of a measurement: profiles of what training wrote."""
 
 import math
+import warnings
 from statistics import fmean
 
 from artent.checkpoints import pending_updates
@@ -21,6 +22,7 @@ class Internal:
         options: of ``entanglement_profile``.
         lowered: those that the budget set.
         unchanged: names of the targets that had no update.
+        failed: {name: why} of those whose update has no profile (it holds NaN, …).
         seconds: the last measurement's.
     """
 
@@ -28,22 +30,34 @@ class Internal:
         if unknown := sorted(options.keys() - OPTIONS):
             raise ValueError(f"profile: {', '.join(unknown)} unknown; expected some of {', '.join(sorted(OPTIONS))}")
         self.base, self.targets, self.options = base, targets, dict(options)
-        self.lowered, self.unchanged, self.seconds = {}, (), 0.0
+        self.lowered, self.unchanged, self.failed, self.seconds = {}, (), {}, 0.0
+        self._measured = False
         self._smallest = None  # min(m, n) of the smallest dense update that is large
 
     def measure(self, model, processes):
         """(records, means) on the first process, ([], {}) on the others; every process calls it."""
         pending = pending_updates(model, self.base, targets=self.targets)
         self._smallest = min((min(p.shape) for p in pending if p.rank is None and min(p.shape) >= _LARGE), default=None)
-        found = list(measure(pending, processes=processes, **{**self.options, **self.lowered}))
+        found = list(measure(pending, processes=processes, keep_going=True, **{**self.options, **self.lowered}))
         order = {one.name: place for place, one in enumerate(pending)}  # several processes bring them in another one
         found.sort(key=lambda one: order[one.name])
-        self.unchanged = tuple(one.name for one in found if one.profile is None)
+        self.unchanged = tuple(one.name for one in found if one.profile is None and one.failed is None)
+        self._tell(found)
         changed = [one for one in found if one.profile is not None]
         told = {"lowered": self.lowered} if self.lowered else {}
         records = [{"module": o.name, **o.profile.to_dict(), "seconds": o.seconds, **told} for o in changed]
         means = {s: fmean(float(getattr(o.profile, s)) for o in changed) for s in _SCALARS} if changed else {}
         return records, means
+
+    def _tell(self, found):
+        """What has no profile must not end a training, but where nothing has one from the start. Told once a module."""
+        failed = {one.name: one.failed for one in found if one.failed}
+        if failed and len(failed) == len(found) and not self._measured:
+            raise ValueError(next(iter(failed.values())))
+        self._measured = self._measured or bool(found)
+        if new := {name: reason for name, reason in failed.items() if name not in self.failed}:
+            warnings.warn(f"{len(new)} updates have no profile: {'; '.join(list(new.values())[:3])}", stacklevel=6)
+        self.failed = failed
 
     def coarser(self):
         """What the next cheaper way sets, or None if there is none.

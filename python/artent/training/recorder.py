@@ -76,6 +76,8 @@ class EntanglementRecorder:
             over the seconds of training (all the time between measurements).
         unchanged: names of the targets that had no update at the last measurement (LoRA before its first
             step): they have no record.
+        failed: {name: why} of the targets whose update had no profile then, such as one that holds NaN: they have no
+            record either, a warning tells of each once, and training goes on.
 
     Raises:
         ValueError, TypeError: ``every`` below 1, ``external`` without ``probe``, nothing to measure, a ``budget`` that
@@ -128,6 +130,8 @@ class EntanglementRecorder:
         self.external = External(probe, lengths, dict(attention or {})) if external else None
         self.processes = processes_now() if processes is None else processes
         self._out, self._owned, self._postponed = out, isinstance(out, str | Path), None
+        if self._owned and self.processes.main:
+            _check_writable(Path(out))
         if internal and needs_base(self.model, base):
             folder = _folder(out) if keep_base == "disk" else None
             self.internal.base = start_base(self.model, targets, folder, keep_base, self.processes)
@@ -148,6 +152,10 @@ class EntanglementRecorder:
     @property
     def unchanged(self):
         return self.internal.unchanged if self.internal else ()
+
+    @property
+    def failed(self):
+        return self.internal.failed if self.internal else {}
 
     def due(self, step):
         """Whether to measure now: every ``every`` steps, later where the budget asks for it. To be asked once a step.
@@ -230,6 +238,14 @@ class EntanglementRecorder:
                 f"{'attention' if name == 'external' else 'profiles'} with {what}",
                 stacklevel=4,
             )
+
+
+def _check_writable(out):
+    """What cannot be written is told before training, not at the first measurement."""
+    try:
+        RecordWriter(out).close()
+    except OSError as error:
+        raise ValueError(f"out={str(out)!r}: {error.filename or out} can't be written ({error.strerror})") from error
 
 
 def _folder(out):
