@@ -246,12 +246,9 @@ class EntanglementProfile:
         known = len(self.cut_probabilities)
         method = self.bond_methods[self.cut - 1] if self.cut in self.bonds else "exact"
         if known < k and method != "exact":
-            wider = (
-                f"with rank={k} or more" if method == "randomized" else f"with method='randomized', rank={k} or more"
-            )
             raise ValueError(
                 f"k: {k} probabilities at the row|column cut were asked for, and the {method} sketch of this profile "
-                f"found {known}: profile with {wider}rank={k} or more, or method='exact'"
+                f"found {known}: profile with method='randomized' and rank={k} or more, or method='exact'"
             )
         return self.cut_probabilities[:k].sum()
 

@@ -233,3 +233,28 @@ def test_without_transformers_the_extra_is_named(monkeypatch):
     monkeypatch.delitem(sys.modules, "artent.training.callback")
     with pytest.raises(ImportError, match=r"pip install artent\[transformers\]"):
         sys.modules["artent.training"].attach(None)
+
+
+WRONG = {
+    "an option's name": ({"evry": 2}, TypeError, "evry: no such option"),
+    "every": ({"every": 0}, ValueError, "every=0"),
+    "budget": ({"budget": 2.0}, ValueError, r"budget=2\.0"),
+    "of profiles": ({"profile": {"method": "nope"}}, ValueError, "method: expected one of"),
+    "of attention": ({"attention": {"nope": 1}}, ValueError, "attention: nope unknown"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_options_are_checked_when_they_are_given(case, tmp_path):
+    options, error, message = WRONG[case]
+    with pytest.raises(error, match=message):
+        attach(trainer(tmp_path), **options)
+
+
+def test_two_that_would_keep_the_first_weights_in_one_file_are_refused(tmp_path):
+    watched = trainer(tmp_path)
+    attach(watched, targets=["q_proj"])
+    attach(watched, internal=False)
+    with pytest.raises(ValueError, match=r"attached to it already.*one file"):
+        attach(watched, targets=["v_proj"])
+    attach(watched, targets=["v_proj"], base=build())

@@ -266,3 +266,23 @@ def test_context_cannot_overwrite_a_measurement():
 def test_no_model():
     with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, not str"):
         EntanglementRecorder("a/path")
+
+
+def test_a_weight_that_diverged_is_told_and_training_goes_on():
+    model = build("full-ft")
+    recorder = EntanglementRecorder(model)
+    train(model, steps=1)
+    with torch.no_grad():
+        model.model.layers[1].self_attn.q_proj.weight[0, 0] = float("nan")
+    with pytest.warns(UserWarning, match=f"1 updates have no profile: {NAMES[2]}: holds NaN"):
+        records = recorder.measure(1)
+    assert [r["module"] for r in records] == [name for name in NAMES if name != NAMES[2]]
+    assert list(recorder.failed) == [NAMES[2]]
+    assert recorder.summary["cut_entropy"] > 0  # of the others
+    assert len(recorder.measure(2)) == 3  # told once
+
+
+def test_what_cannot_be_written_is_told_before_training(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"out=.*r.jsonl.*can't be written"):
+        EntanglementRecorder(build("lora"), out=tmp_path / "file" / "r.jsonl")

@@ -130,9 +130,14 @@ def write_parquet(folder: Path, records: list[dict]) -> Path | None:
         where = {"kind": kind_of(r["module"]), "layer": layer_of(r["module"])}
         sides = {"rows": r["shape"][0], "columns": r["shape"][1], "row_sites": rows_of, "column_sites": columns_of}
         rows.append({**where, **sides, **plain, **flat, "alpha": float(r["alpha"])})
+    table = pyarrow.Table.from_pylist(rows)
+    fields = []
+    for field in table.schema:  # columns without any value would fit no other run's
+        empty = pyarrow.float64() if field.name == "log_base" else pyarrow.int64()
+        fields.append(field.with_type(empty) if pyarrow.types.is_null(field.type) else field)
     path = folder / "profiles.parquet"
     with whole(path) as part:
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), part)
+        pyarrow.parquet.write_table(table.cast(pyarrow.schema(fields)), part)
     return path
 
 

@@ -5,7 +5,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from artent.distributed import processes
 from artent.training.base import check_keep, needs_base
-from artent.training.recorder import EntanglementRecorder
+from artent.training.recorder import EntanglementRecorder, check_options
 
 try:
     from transformers import Trainer, TrainerCallback
@@ -58,6 +58,7 @@ def attach(trainer, every=50, internal=True, external=True, probe=None, out=None
             "in another loop use artent.EntanglementRecorder"
         )
     check_keep(keep_base)
+    check_options(options, every)
     keeps = internal and needs_base(trainer.model, options.get("base"))
     if keeps and any(getattr(other, "keeps_base", False) for other in trainer.callback_handler.callbacks):
         raise ValueError(

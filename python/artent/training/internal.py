@@ -6,6 +6,7 @@ from statistics import fmean
 
 from artent.checkpoints import pending_updates
 from artent.measure import measure
+from artent.schmidt import Plan
 
 # Of entanglement_profile.
 OPTIONS = {"sites", "method", "alpha", "log_base", "rank", "max_error", "seed"}
@@ -29,6 +30,7 @@ class Internal:
     def __init__(self, base, targets, options):
         if unknown := sorted(options.keys() - OPTIONS):
             raise ValueError(f"profile: {', '.join(unknown)} unknown; expected some of {', '.join(sorted(OPTIONS))}")
+        Plan(**{name: value for name, value in options.items() if name != "sites"})  # which checks them
         self.base, self.targets, self.options = base, targets, dict(options)
         self.lowered, self.unchanged, self.failed, self.seconds = {}, (), {}, 0.0
         self._measured = False

@@ -2,7 +2,7 @@
 
 from artent.distributed import processes
 from artent.training.base import check_keep
-from artent.training.recorder import EntanglementRecorder
+from artent.training.recorder import EntanglementRecorder, check_options
 
 try:
     from lightning.pytorch import Callback
@@ -47,6 +47,7 @@ class LightningCallback(Callback):
 
     def __init__(self, every=50, probe=None, out=None, *, module=None, keep_base="memory", **options):
         check_keep(keep_base)
+        check_options(options, every)
         self.recorder = None
         self._module, self._probe = module, probe
         self._options = {"every": every, "out": out, "keep_base": keep_base, **options}

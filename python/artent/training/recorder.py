@@ -1,5 +1,6 @@
 """Measurements in a training loop that leave the training bit for bit as it was."""
 
+import inspect
 import sys
 import warnings
 from contextlib import contextmanager
@@ -103,8 +104,7 @@ class EntanglementRecorder:
         context=None,
         processes=None,
     ):
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ValueError(f"every={every!r}: expected a number of steps, 1 or more")
+        _check_every(every)
         external = probe is not None if external is None else external
         if external and probe is None:
             raise ValueError(
@@ -238,6 +238,22 @@ class EntanglementRecorder:
                 f"{'attention' if name == 'external' else 'profiles'} with {what}",
                 stacklevel=4,
             )
+
+
+def check_options(options, every):
+    """What callbacks pass on when training begins, checked when it is given. Raises TypeError, ValueError."""
+    known = inspect.signature(EntanglementRecorder).parameters
+    if unknown := sorted(options.keys() - known.keys()):
+        raise TypeError(f"{', '.join(unknown)}: no such option; expected some of {', '.join(known)}")
+    _check_every(every)
+    Budget(options.get("budget"), every)
+    Internal(None, TARGETS, dict(options.get("profile") or {}))
+    External(None, None, dict(options.get("attention") or {}))
+
+
+def _check_every(every):
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        raise ValueError(f"every={every!r}: expected a number of steps, 1 or more")
 
 
 def _check_writable(out):

@@ -8,11 +8,13 @@ import shutil
 import sys
 
 import artent
+import numpy as np
 import pytest
 from artent.cli import main
 from artent.commands import profile as command
 from artent.commands import profile_results
 from artent.records import read_records
+from safetensors.torch import load_file, save_file
 
 
 def run(*arguments):
@@ -205,3 +207,34 @@ def test_a_damaged_tensor_in_the_middle_keeps_what_was_measured(files, tmp_path,
     assert len(modules(tmp_path)) == 2
     kept = "; what was measured is kept, and --resume goes on\n"
     assert re.fullmatch(rf"artent profile: model\S+: holds NaN{kept}", captured.err)
+
+
+def test_a_module_that_holds_nan_takes_no_other_with_it(files, reference, tmp_path, capsys):
+    bad = "model.layers.2.self_attn.q_proj"
+    tensors = load_file(f"{files.tuned}/model.safetensors")
+    tensors[f"{bad}.weight"][3, 3] = float("nan")
+    save_file(tensors, tmp_path / "tuned.safetensors")
+    command = (tmp_path / "tuned.safetensors", "--base", files.base, "--out", tmp_path / "run")
+    assert run(*command, "--json") == 2
+    captured = capsys.readouterr()
+    told = json.loads(captured.out)
+    assert list(told["failed"]) == [bad]
+    assert {m["module"] for m in told["modules"]} == set(files.updates) - {bad, files.idle}
+    for module in told["modules"]:
+        expected = reference(files.updates[module["module"]]).S
+        np.testing.assert_allclose(module["entropy"], expected, rtol=0, atol=1e-6)
+    assert re.fullmatch(rf"artent profile: 1 of 9 modules have no profile: {bad}: holds NaN.*\n", captured.err)
+    assert run(*command, "--resume") == 2  # it is tried again, and it alone
+    assert re.search(r"^0 of 9 modules measured.*8 more", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_parquet_files_of_dense_and_factored_updates_are_one_dataset(files, tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    dataset = pytest.importorskip("pyarrow.dataset")
+    assert run(files.adapter, "--out", tmp_path / "lora", "--no-plot") == 0
+    assert run(files.tuned, "--base", files.base, "--out", tmp_path / "dense", "--no-plot") == 0
+    rows = (
+        dataset.dataset([str(tmp_path / run / "profiles.parquet") for run in ("lora", "dense")]).to_table().to_pylist()
+    )
+    assert {row["rank"] for row in rows} == {files.rank, None}
+    assert pyarrow.parquet.read_schema(tmp_path / "dense" / "profiles.parquet").field("rank").type == pyarrow.int64()
