@@ -312,6 +312,9 @@ def test_a_base_that_does_not_fit_an_adapter_is_refused_though_its_factors_need_
     train(peft.get_peft_model(llama(), lora())).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"base has no weight.*q_proj"):
         list(weight_updates(tmp_path, {"other.weight": torch.randn(5, 5)}))
+    partial = {name: w for name, w in llama().state_dict().items() if "layers.1" not in name}
+    with pytest.warns(UserWarning, match=r"no weight of 2 of its 4 modules"):
+        assert len(dict(weight_updates(tmp_path, partial))) == 4
     with pytest.raises(ValueError, match=r"q_proj: shape \(24, 24\) in the tuned model, \(32, 32\) in base"):
         list(weight_updates(tmp_path, llama(hidden_size=32)))
 

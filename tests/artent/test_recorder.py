@@ -286,3 +286,17 @@ def test_what_cannot_be_written_is_told_before_training(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"out=.*r.jsonl.*can't be written"):
         EntanglementRecorder(build("lora"), out=tmp_path / "file" / "r.jsonl")
+
+
+def test_attention_that_diverged_is_told_once_and_profiles_are_kept(tmp_path):
+    model = build("full-ft")
+    recorder = EntanglementRecorder(model, probe=PROBE, out=tmp_path / "r.jsonl")
+    recorder.measure(0)
+    train(model, steps=1)
+    with torch.no_grad():
+        model.model.layers[1].self_attn.q_proj.weight[0, 0] = float("nan")
+    with pytest.warns(UserWarning, match="attention could not be measured"):
+        recorder.measure(1)
+    recorder.measure(2)
+    kinds = [(r["kind"], r["step"]) for r in read_records(tmp_path / "r.jsonl")]
+    assert kinds == [("attention", 0), *[("profile", 1)] * 3, *[("profile", 2)] * 3]

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 import warnings
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from math import inf
 from pathlib import Path
 
@@ -61,18 +61,8 @@ def _one_voice():
     """The processes that torchrun started, of which the first alone tells what went wrong."""
     processes = None
     try:
-        with launched() as processes:
-            if processes.main and processes.size > 1 and threading.current_thread() is threading.main_thread():
-                # When one process has ended torchrun asks the others to, and waits: time to tell what was measured.
-                signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            with plain_warnings("profile", silent=not processes.main):
-                try:
-                    yield processes
-                except BaseException:
-                    if not processes.main:  # torchrun would stop the first one while it is telling
-                        with suppress(RuntimeError):
-                            processes.broadcast(None)
-                    raise
+        with launched() as processes, _time_to_tell(processes), plain_warnings("profile", silent=not processes.main):
+            yield processes
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         if processes is not None and not processes.main:
             raise SystemExit(2) from None
@@ -83,6 +73,19 @@ def _one_voice():
         if processes is not None and not processes.main:
             raise SystemExit(130) from None
         raise
+
+
+@contextmanager
+def _time_to_tell(processes):
+    """When one process has ended torchrun asks the others to, and waits: the first tells what was measured."""
+    if not processes.main or processes.size == 1 or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _together(processes, step):

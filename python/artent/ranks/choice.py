@@ -7,13 +7,21 @@ cut, and leaves the rest, the square of its relative Frobenius error.
 import heapq
 from dataclasses import dataclass
 from itertools import accumulate
-from math import ceil
+from math import ceil, exp
 
 from artent.entanglement import EntanglementProfile
+from artent.entropy import nats_per_unit
 from artent_ext._arguments import integer
 
 _ROUNDING = 1e-12  # of sums of probabilities in float64
-_WIDER = "Profile with a rank (the width of the sketch) above that or with method='exact'"
+_WIDER = "Profile with method='randomized' and a rank (the width of the sketch) above that, or with method='exact'"
+
+
+def _effective(profile: EntanglementProfile) -> float:
+    """exp S(cut) from above: certain, or three standard errors above an estimate where that is less."""
+    upper = float(profile.effective_rank_bounds[1])
+    error = float(profile.cut_stderr) * nats_per_unit(profile.log_base)
+    return min(upper, float(profile.effective_rank) * exp(3 * error)) if error > 0 else upper
 
 
 class Curve:
@@ -27,7 +35,7 @@ class Curve:
         p = profile.cut_probabilities.detach().clamp(min=0).tolist()
         there = profile.cut in profile.bonds  # else a single row or column
         self.name, self.shape, self.cost = name, profile.shape, sum(profile.shape)
-        self.effective = float(profile.effective_rank_bounds[1])
+        self.effective = _effective(profile)
         self.partial = there and profile.bond_methods[profile.cut - 1] != "exact"
         self.known = len(p) if self.partial or not there else min(len(p), profile.schmidt_ranks[profile.cut - 1])
         self.kept = [0.0, *accumulate(p)]
@@ -53,7 +61,7 @@ class Curve:
                 return k
         if self.partial:
             raise ValueError(
-                f"{self.name}: {by}={target:g} can't be promised: the sketch of its randomized profile found "
+                f"{self.name}: {by}={target:g} can't be promised: the sketch of its profile found "
                 f"{self.known} probabilities, which keep {self.kept[-1]:.6f} of the mass for certain. {_WIDER}, or "
                 "ask for less"
             )
@@ -128,7 +136,7 @@ def shared_out(curves: dict, budget: int, allowed: Allowed, importance: dict) ->
         further = curve.partial and ranks[name] >= curve.known and allowed.at_least(ranks[name] + 1, curve)
         if further > ranks[name] and curve.left[-1] > _ROUNDING:
             raise ValueError(
-                f"{name}: the budget reaches beyond the {curve.known} probabilities that the sketch of its randomized "
+                f"{name}: the budget reaches beyond the {curve.known} probabilities that the sketch of its "
                 f"profile found. {_WIDER}, or set maximum={curve.known}"
             )
     return ranks

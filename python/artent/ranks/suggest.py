@@ -1,6 +1,7 @@
 """``suggest_ranks``: a rank for every module from the profile of its update, as PEFT's ``rank_pattern``."""
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import fields
 from math import isfinite
@@ -18,7 +19,7 @@ from artent.ranks.suggestion import RankSuggestion, parameters_of
 from artent.reading.adapter_files import METHODS
 from artent.reading.live_adapters import adapted_layers
 from artent.reading.safetensors_files import BASE_FILE
-from artent.reading.targets import select
+from artent.reading.targets import few, select
 from artent.reading.weights import unwrap
 from artent.records import read_records
 from artent_ext._arguments import integer
@@ -69,15 +70,15 @@ def suggest_ranks(
         progress: called as progress(done, modules) while updates are profiled.
         options: go to ``entanglement_profile``.
 
-    Randomized profiles know the leading probabilities, from below. So a rank found from one is certain to suffice,
-    though it may not be the smallest; "entropy" takes the upper bound.
+    Randomized and hybrid profiles know the leading probabilities, from below. So a rank found from one is certain to
+    suffice, though it may not be the smallest; "entropy" takes the upper bound, of an estimate three standard errors.
 
     Returns:
         A ``RankSuggestion``. Of sharded weights (FSDP2, ZeRO-3), for which every process makes this call, None in all
         processes but the first.
 
     Raises:
-        ValueError: for a randomized profile whose sketch is too narrow to tell; for a budget that the minimum
+        ValueError: for a profile whose sketch is too narrow to tell; for a budget that the minimum
             already exceeds; for records of several runs; where nothing changed; for values out of range.
         TypeError: for an argument of another kind; and both for what ``artent.weight_updates`` refuses.
     """
@@ -159,7 +160,7 @@ def _recorded(path: Path) -> tuple[dict[str, EntanglementProfile], list[str]]:
     """The last profile of every module in a file of records, and the names of those that had none."""
     last, runs = {}, {}
     for record in read_records(path):
-        if record.get("kind") in ("profile", "unchanged") and "module" in record:
+        if record.get("kind") in ("profile", "unchanged", "failed") and "module" in record:
             name, step = record["module"], record.get("step") or 0
             if name not in last or step >= last[name][0]:
                 last[name] = step, record
@@ -172,6 +173,8 @@ def _recorded(path: Path) -> tuple[dict[str, EntanglementProfile], list[str]]:
     if mixed:
         told = "; ".join(f"{key}: {', '.join(sorted(values))}" for key, values in sorted(mixed.items()))
         raise ValueError(f"{path}: holds several runs ({told}), and ranks are those of one. Give the records of one")
+    if failed := [name for name, (_, record) in last.items() if record["kind"] == "failed"]:
+        warnings.warn(f"{path}: {len(failed)} modules have no profile, and get no rank: {few(failed)}", stacklevel=4)
     unchanged = [name for name, (_, record) in last.items() if record["kind"] == "unchanged"]
     return {n: EntanglementProfile.from_dict(r) for n, (_, r) in last.items() if r["kind"] == "profile"}, unchanged
 

@@ -21,7 +21,7 @@ class RankSuggestion:
     Attributes:
         ranks: the suggestion.
         kept: the share of ‖ΔW‖² that the best approximation of that rank keeps; a lower bound in modules of
-            ``bounded``, whose profiles are randomized.
+            ``bounded``, whose profiles are not exact.
         shapes: (m, n).
         nominal: the rank that the update has now, None for a dense one.
         alphas: lora_alpha of each module: α/r as it was, or as ``scaling`` says.

@@ -135,7 +135,9 @@ class SavedAdapter:
 
     def _made(self, module, B, A):
         try:
-            return self.method.update(B, A)
+            with warnings.catch_warnings():  # of factors that look swapped: PEFT did not
+                warnings.simplefilter("ignore")
+                return self.method.update(B, A)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{self.where}: {module}: {error} ({_DAMAGED}, or a layer that is not linear)") from error
 
@@ -167,11 +169,13 @@ def folder_updates(path, base, targets, device="cpu") -> list[PendingUpdate]:
     """
     saved = read_folder(path, device=device)
     pending, left_out = [], []
-    for name in select([*saved.modules, *saved.others], targets, "adapted modules"):
+    names = select([*saved.modules, *saved.others], targets, "adapted modules")
+    if base is not None:
+        _warn_of_names(path, base, [name for name in names if name in saved.modules])
+    for name in names:
         if name in saved.modules:
             pending.append(saved.pending(name))
-            if base is not None:
-                _check_base(base, name, pending[-1].shape)
+            _check_shape(base, name, pending[-1].shape)
         elif len(saved.tensors.facts(saved.others[name]).shape) != 2:
             continue
         elif base is None:
@@ -186,8 +190,23 @@ def folder_updates(path, base, targets, device="cpu") -> list[PendingUpdate]:
     return pending
 
 
-def _check_base(base, name, shape):
+def _warn_of_names(path, base, names):
+    """Factors need no base, so one that calls some modules otherwise will do, and one that knows none will not."""
+    lost = [name for name in names if f"{name}.weight" not in base.tensors]
+    if lost and len(lost) == len(names):
+        base.key(lost[0])  # which raises
+    if lost:
+        warnings.warn(
+            f"{path}: base has no weight of {len(lost)} of its {len(names)} modules ({few(lost)}); their factors are "
+            "read as they are. Likely cause: tied weights, or names that differ on disk; or another base",
+            stacklevel=3,
+        )
+
+
+def _check_shape(base, name, shape):
     """Refuse a base whose weight has another shape; what is stored in × out only a live model tells."""
+    if base is None or f"{name}.weight" not in base.tensors:
+        return
     key = base.key(name)
     facts = base.facts(key)
     either = facts.shape == shape[::-1] and (key in base.turned or not base.live)

@@ -68,6 +68,11 @@ class External:
             found = joined([part for part in parts if part is not None], self._layers)
         return found if processes.main else None
 
+    @property
+    def measured(self):
+        """Whether there has been a measurement."""
+        return self._last is not None or self._layers is not None
+
     def coarser(self):
         """What the next cheaper way sets, or None if there is none.
 

@@ -129,6 +129,7 @@ class EntanglementRecorder:
         self.internal = Internal(base, targets, dict(profile or {})) if internal else None
         self.external = External(probe, lengths, dict(attention or {})) if external else None
         self.processes = processes_now() if processes is None else processes
+        self._told = False  # that attention could not be measured
         self._out, self._owned, self._postponed = out, isinstance(out, str | Path), None
         if self._owned and self.processes.main:
             _check_writable(Path(out))
@@ -208,7 +209,13 @@ class EntanglementRecorder:
     def _of(self, part, kind, step):
         """The records of one part; its means go to the summary."""
         start = self.budget.clock()
-        records, means = part.measure(self.model, self.processes)
+        try:
+            records, means = part.measure(self.model, self.processes)
+        except ValueError as error:
+            if part is self.internal or not part.measured:
+                raise
+            self._tell_of_attention(str(error))
+            records, means = [], {}
         part.seconds = self.budget.clock() - start
         self.summary |= means
         head = {**self.context, "kind": kind, "step": step}
@@ -216,6 +223,12 @@ class EntanglementRecorder:
             {**head, **record} if "seconds" in record else {**head, **record, "seconds": part.seconds}
             for record in records
         ]
+
+    def _tell_of_attention(self, why):
+        """What diverged must not end a training that has been measured before. Told once."""
+        if not self._told and self.processes.main:
+            warnings.warn(f"attention could not be measured: {why}", stacklevel=5)
+        self._told = True
 
     def _decision(self, step):
         """(steps to wait, (part, cheaper options) or None)."""
