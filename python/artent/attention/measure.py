@@ -52,6 +52,8 @@ def attention_entanglement(
     probe = Probe(real, plan, progress)
     with _as_probed(model):
         model(**inputs, **_extra(model, inputs), use_cache=False, attention_probe=probe)
+    if probe.failed is not None:
+        raise probe.failed
     return _result(probe, plan, tokens)
 
 

@@ -18,13 +18,19 @@ class Probe:
 
     def __init__(self, real, plan, progress=None):
         self.real, self.plan, self.progress = real, plan, progress
-        self.measured, self.seen = {}, []
+        self.measured, self.seen, self.failed = {}, [], None
 
     def __call__(self, module, query, key, *, attn_mask, key_range, is_causal, scale, softcap):
         layer = module.layer_idx
         self.seen.append(layer)
-        if self.plan.layers is not None and layer not in self.plan.layers:
+        if self.failed is not None or (self.plan.layers is not None and layer not in self.plan.layers):
             return
+        try:
+            self._measure(layer, query, key, attn_mask, key_range, is_causal, scale, softcap)
+        except Exception as error:  # told after the forward, in which other processes may take part
+            self.failed = error
+
+    def _measure(self, layer, query, key, attn_mask, key_range, is_causal, scale, softcap):
         if not query.shape[2] == key.shape[2] == self.real.shape[1]:
             raise ValueError(
                 f"layer {layer} attends from {query.shape[2]} to {key.shape[2]} tokens, inputs hold "

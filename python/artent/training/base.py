@@ -39,10 +39,10 @@ def start_base(model, targets, folder=None, keep_base="memory", processes=ALONE)
     if folder is None:
         return kept
     file = base_path(folder, processes)
-    with _together(processes):
+    with together(processes):
         if processes.main:
             _clear(Path(folder))
-    with _together(processes):
+    with together(processes):
         if processes.size == 1:
             _save(kept.tensors.own, file)
         elif kept.tensors.own:
@@ -73,7 +73,7 @@ def base_path(folder, processes=ALONE):
 
 
 @contextmanager
-def _together(processes):
+def together(processes):
     """What one process raises inside, all raise; and none goes on before all are done."""
     failed = None
     try:

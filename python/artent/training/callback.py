@@ -134,7 +134,12 @@ def _default_probe(trainer):
             "streamed, or its rows hold no input_ids. Pass probe, a batch of token ids (batch, T), or "
             "external=False"
         ) from error
-    texts = sorted(texts, key=len, reverse=True)[:_PROBE_TEXTS]
+    texts = sorted(filter(len, texts), key=len, reverse=True)[:_PROBE_TEXTS]
+    if not texts:
+        raise ValueError(
+            "probe is missing, and none can be taken from the trainer's evaluation set: it is empty. Pass probe, a "
+            "batch of token ids (batch, T), or external=False"
+        )
     ids = pad_sequence(texts, batch_first=True)
     return {"input_ids": ids, "attention_mask": pad_sequence([torch.ones_like(t) for t in texts], batch_first=True)}
 

@@ -7,6 +7,7 @@ from statistics import fmean
 from artent.checkpoints import pending_updates
 from artent.measure import measure
 from artent.schmidt import Plan
+from artent.training.base import together
 
 # Of entanglement_profile.
 OPTIONS = {"sites", "method", "alpha", "log_base", "rank", "max_error", "seed"}
@@ -44,7 +45,8 @@ class Internal:
         order = {one.name: place for place, one in enumerate(pending)}  # several processes bring them in another one
         found.sort(key=lambda one: order[one.name])
         self.unchanged = tuple(one.name for one in found if one.profile is None and one.failed is None)
-        self._tell(found)
+        with together(processes):
+            self._tell(found)
         changed = [one for one in found if one.profile is not None]
         told = {"lowered": self.lowered} if self.lowered else {}
         records = [{"module": o.name, **o.profile.to_dict(), "seconds": o.seconds, **told} for o in changed]

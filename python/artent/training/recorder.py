@@ -14,7 +14,7 @@ from artent.distributed import processes as processes_now
 from artent.entanglement import EntanglementProfile
 from artent.reading.weights import unwrap
 from artent.records import RecordWriter
-from artent.training.base import check_keep, needs_base, run_base, start_base
+from artent.training.base import check_keep, needs_base, run_base, start_base, together
 from artent.training.budget import Budget
 from artent.training.external import External
 from artent.training.internal import Internal
@@ -131,8 +131,9 @@ class EntanglementRecorder:
         self.processes = processes_now() if processes is None else processes
         self._told = False  # that attention could not be measured
         self._out, self._owned, self._postponed = out, isinstance(out, str | Path), None
-        if self._owned and self.processes.main:
-            _check_writable(Path(out))
+        with together(self.processes):
+            if self._owned and self.processes.main:
+                _check_writable(Path(out))
         if internal and needs_base(self.model, base):
             folder = _folder(out) if keep_base == "disk" else None
             self.internal.base = start_base(self.model, targets, folder, keep_base, self.processes)
