@@ -44,6 +44,8 @@ bench: $(VENV)/.built bench-requirements ## compare with peers, side by side (a 
 	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/spectral_table.py --json benchmarks/results/cpu-spectral.json
 	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/attention_training.py --json benchmarks/results/cpu-training.json
 	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/mps_training.py --json benchmarks/results/cpu-mps.json
+	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/model_table.py --json benchmarks/results/cpu-models.json
+	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/callback_table.py --json benchmarks/results/cpu-callback.json
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest benchmarks/bench_attention.py --benchmark-columns=median,iqr,rounds
 	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/rsvd_table.py --json benchmarks/results/cpu-rsvd.json
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest benchmarks/bench_rsvd.py --benchmark-group-by=group --benchmark-columns=median,iqr,rounds

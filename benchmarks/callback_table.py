@@ -4,9 +4,10 @@
         [--force] [--tiny]
 
 Full FT and LoRA r = 16 of the quick study: its model, texts, batches, Trainer and measurements (profiles of q and v,
-attention on two texts), from untrained weights, which cost the same. A run is ``trainer.train()``, measurements before
-the first and after the last step included. In a round all runs have the same seed; the share is the median over rounds
-of (with − without) / without. Every loss and the final weights of all runs of a round are compared, bit for bit.
+attention on a text of half the context), from untrained weights, which cost the same. A run is ``trainer.train()``,
+measurements before the first and after the last step included. In a round all runs have the same seed; the share is the
+median over rounds of (with − without) / without. Every loss and the final weights of all runs of a round are compared,
+bit for bit.
 """
 
 import argparse

@@ -65,7 +65,7 @@ def command(case, folder, size, rank, target, arguments):
     error = check(found["modules"], folder, size, rank)
     functions = {"command": partial(told_by, ours), "import": partial(told_by, nothing)}
     measurement = partial(alternate, functions, arguments.rounds, once)
-    took, disturbed = undisturbed(partial(ticked, measurement), tries=1 if arguments.force else 10)
+    took, disturbed = undisturbed(partial(ticked, measurement), tries=1 if arguments.force else 3)
     if no := refusal(disturbed, case, arguments.force):
         return {"case": case, **no}
     used, idle = memory(ours), memory(nothing)
@@ -149,7 +149,7 @@ def estimates(arguments):
             warnings.filterwarnings("ignore", "max_error: ")  # where randomized misses it, the row says so
             found = {name: functions[name]() for name in methods}
             measurement = partial(alternate, functions, arguments.rounds, once)
-            took, disturbed = undisturbed(partial(ticked, measurement), tries=1 if arguments.force else 10)
+            took, disturbed = undisturbed(partial(ticked, measurement), tries=1 if arguments.force else 3)
         for method, profile in found.items():
             row = {"case": f"{side}², {kind}", "method": method}
             no = refusal(disturbed, f"{side}², {kind}, {method}", arguments.force)
@@ -180,7 +180,7 @@ def cost(arguments):
     cells = {(d, r): gaussian(d, r) for d, r in product(sides, (*ranks, None))}
     functions = {cell: partial(artent.entanglement_profile, update) for cell, update in cells.items()}
     measurement = partial(alternate, functions, arguments.rounds, partial(seconds, least=0.1, rest=0.1))
-    took, disturbed = undisturbed(partial(ticked, measurement), tries=1 if arguments.force else 10)
+    took, disturbed = undisturbed(partial(ticked, measurement), tries=1 if arguments.force else 3)
     if no := refusal(disturbed, "cost", arguments.force):
         return no
     t = {cell: median(times) for cell, times in took.items()}
