@@ -308,6 +308,22 @@ def test_what_an_adapter_saves_whole_is_read_where_base_is_given(case, tmp_path)
             list(weight_updates(tmp_path, targets=[whole]))
 
 
+def test_a_head_that_is_saved_as_the_embedding_it_is_tied_to_is_found(tmp_path):
+    llama().save_pretrained(tmp_path / "base")  # ties its head
+    for name, options in {
+        "copies": {"modules_to_save": ["lm_head"]},
+        "factors": {"target_modules": ["lm_head"]},
+    }.items():
+        model = train(peft.get_peft_model(llama(), lora(**options)))
+        model.save_pretrained(tmp_path / name)
+        live = {name: dense(update) for name, update in weight_updates(model)}
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            saved = {name: dense(update) for name, update in weight_updates(tmp_path / name, tmp_path / "base")}
+        assert sorted(saved) == sorted(live)
+        assert torch.allclose(saved["lm_head"], live["lm_head"], rtol=1e-12, atol=1e-12)
+
+
 def test_a_base_that_does_not_fit_an_adapter_is_refused_though_its_factors_need_none(tmp_path):
     train(peft.get_peft_model(llama(), lora())).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"base has no weight.*q_proj"):

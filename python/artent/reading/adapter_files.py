@@ -192,7 +192,7 @@ def folder_updates(path, base, targets, device="cpu") -> list[PendingUpdate]:
 
 def _warn_of_names(path, base, names):
     """Factors need no base, so one that calls some modules otherwise will do, and one that knows none will not."""
-    lost = [name for name in names if f"{name}.weight" not in base.tensors]
+    lost = [name for name in names if not base.has(name)]
     if lost and len(lost) == len(names):
         base.key(lost[0])  # which raises
     if lost:
@@ -205,7 +205,7 @@ def _warn_of_names(path, base, names):
 
 def _check_shape(base, name, shape):
     """Refuse a base whose weight has another shape; what is stored in × out only a live model tells."""
-    if base is None or f"{name}.weight" not in base.tensors:
+    if base is None or not base.has(name):
         return
     key = base.key(name)
     facts = base.facts(key)

@@ -135,7 +135,7 @@ def _single(name, weight, make):
 
 def _modules(saved, base):
     """({module of base: its adapter's keys}, {module saved whole: its key}), by the longest name of base that fits."""
-    known = {module_name(key) for key in base.tensors if key.endswith(".weight")}
+    known = {module_name(key) for key in (*base.tensors, *base.tied) if key.endswith(".weight")}
     modules, whole, lost = {}, {}, []
     for key in saved:
         name = plain(key)

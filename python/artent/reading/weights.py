@@ -5,8 +5,9 @@ A matrix is read as ``nn.Linear`` stores it, out × in: the rows of an update ar
 read as stored, tokens × features.
 """
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -16,6 +17,9 @@ from artent.distributed import at_rest, is_sharded
 from artent.reading.pending import shape_of
 from artent.reading.safetensors_files import FLOATS, Facts, SafetensorsFiles
 from artent.reading.targets import few
+
+_HEAD = "lm_head.weight"
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
 
 
 @dataclass(frozen=True)
@@ -27,12 +31,14 @@ class Weights:
         groups: the names of each tensor (tied ones share).
         turned: names of those stored in × out.
         live: whether they are a module's parameters, which may be sharded.
+        tied: {key: the key under which alone that weight is saved}, where a folder's configuration says so.
     """
 
     tensors: Mapping
     groups: tuple[tuple[str, ...], ...]
     turned: frozenset[str] = frozenset()
     live: bool = False
+    tied: Mapping[str, str] = field(default_factory=dict)
 
     def facts(self, key: str) -> Facts:
         """Shape and dtype of a tensor, which is not read for it."""
@@ -49,13 +55,18 @@ class Weights:
         Raises:
             ValueError: there is none.
         """
-        if f"{module}.weight" not in self.tensors:
+        key = f"{module}.weight"
+        if key not in self.tensors and key not in self.tied:
             raise ValueError(
-                f"base has no weight {module + '.weight'!r}; it holds {few(self.tensors)}. Likely cause: "
+                f"base has no weight {key!r}; it holds {few(self.tensors)}. Likely cause: "
                 "base is the model that was adapted in place (pass its state dict from before), has another prefix, or "
                 "ties this weight to another, under whose name alone it is saved (pass the model itself)"
             )
-        return f"{module}.weight"
+        return self.tied.get(key, key)
+
+    def has(self, module: str) -> bool:
+        """Whether there is a weight of the module of that name."""
+        return f"{module}.weight" in self.tensors or f"{module}.weight" in self.tied
 
     def weight(self, module: str) -> Tensor:
         """The weight of the module of that name. Raises ValueError where there is none."""
@@ -90,7 +101,7 @@ def read_weights(source, argument: str, device="cpu") -> Weights:
         return Weights(source, _tied(source), live=any(is_sharded(tensor) for tensor in source.values()))
     if isinstance(source, str | Path):
         files = SafetensorsFiles(source, argument, device)
-        return Weights(files, tuple((name,) for name in files))
+        return Weights(files, tuple((name,) for name in files), tied=_tied_on_disk(files))
     raise TypeError(f"{argument} must be a module, a state dict or a path to safetensors, not {type(source).__name__}")
 
 
@@ -119,6 +130,19 @@ def resolved(tensor: Tensor, whole: Mapping[int, Tensor]) -> Tensor:
 
 def _plain(name):
     return name.replace("_orig_mod.", "")
+
+
+def _tied_on_disk(files):
+    """The head of a model whose configuration ties it to the embedding, which alone is saved then."""
+    config = files.path / "config.json"
+    embeddings = [key for key in files if key.endswith(_EMBEDDINGS)]
+    if _HEAD in files or len(embeddings) != 1 or not config.is_file():
+        return {}
+    try:
+        tied = json.loads(config.read_text(encoding="utf-8")).get("tie_word_embeddings") is True
+    except (ValueError, AttributeError):
+        tied = False  # whatever it is, it is not asked for
+    return {_HEAD: embeddings[0]} if tied else {}
 
 
 def _tied(tensors):
