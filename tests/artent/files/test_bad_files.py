@@ -23,7 +23,6 @@ from saved_models import (
     other_base,
     raw,
     replaced,
-    save_all,
     without,
 )
 
@@ -111,16 +110,6 @@ DAMAGED = {
     "factors alone": (("adapter/adapter_model.safetensors",), lambda _: None, "adapter's factors.*Pass .* folder"),
     "an adapter as base": (("tuned", "adapter"), lambda _: None, "base=.*an adapter's factors.*Pass the model"),
 }
-
-
-@pytest.fixture(scope="module")
-def originals(tmp_path_factory):
-    return save_all(tmp_path_factory.mktemp("originals"))
-
-
-@pytest.fixture
-def files(originals, tmp_path):
-    return shutil.copytree(originals, tmp_path / "files")
 
 
 @pytest.mark.parametrize("case", DAMAGED)

@@ -1,7 +1,6 @@
 """Folders with more in them than a model, or less: what is read all the same, what never is, what nobody can tell."""
 
 import pickle
-import shutil
 import warnings
 from contextlib import suppress
 
@@ -22,18 +21,7 @@ from saved_models import (
     model,
     other_base,
     replaced,
-    save_all,
 )
-
-
-@pytest.fixture(scope="module")
-def originals(tmp_path_factory):
-    return save_all(tmp_path_factory.mktemp("originals"))
-
-
-@pytest.fixture
-def files(originals, tmp_path):
-    return shutil.copytree(originals, tmp_path / "files")
 
 
 class Trap:
