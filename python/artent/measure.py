@@ -14,7 +14,7 @@ from artent.entanglement import EntanglementProfile
 from artent.profile import entanglement_profile
 from artent.reading.pending import PendingUpdate
 from artent.rounds import ELEMENTS, in_rounds, lasting
-from artent.updates import LoRAUpdate, MPSUpdate, Update
+from artent.updates import Update
 
 
 class Measured(NamedTuple):
@@ -52,7 +52,7 @@ def measure(
     for one in pending:
         update = read_whole(one)
         held.append((one, update))
-        elements += numbers(update)
+        elements += 0 if update is None else one.numbers
         if elements >= ELEMENTS:
             yield from _measured(options, keep_going, held, start)
             start, held, elements = time.perf_counter(), [], 0
@@ -76,14 +76,6 @@ def read_whole(one: PendingUpdate) -> Update | None:
     """The update, gathered where it is sharded: then every process has to ask for it."""
     with whole(one.parameters) as gathered:
         return lasting(one.read(gathered), gathered)
-
-
-def numbers(update) -> int:
-    """How many numbers an update holds."""
-    if isinstance(update, LoRAUpdate | MPSUpdate):
-        m, n = update.shape
-        return (m + n) * update.rank
-    return 0 if update is None else update.numel()
 
 
 def _measured(options, keep_going, held, start) -> list[Measured]:

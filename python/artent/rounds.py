@@ -60,7 +60,7 @@ def rounds(pending: list[PendingUpdate], owners: list[int], size: int) -> Iterat
     ]
     while any(left):
         first = [pending[own[0]] for own in left if own]
-        most, room = max([_COST, *(one.cost for one in first)]), max([ELEMENTS, *map(_numbers, first)])
+        most, room = max([_COST, *(one.cost for one in first)]), max([ELEMENTS, *(one.numbers for one in first)])
         yield [_taken(pending, own, most, room) for own in left]
 
 
@@ -68,7 +68,7 @@ def _taken(pending: list[PendingUpdate], own: list[int], cost: float, room: int)
     """Take from ``own`` the first, and those after it for which cost and room are left."""
     lot = []
     while own:
-        cost, room = cost - pending[own[0]].cost, room - _numbers(pending[own[0]])
+        cost, room = cost - pending[own[0]].cost, room - pending[own[0]].numbers
         if lot and (cost < 0 or room < 0):
             break
         lot.append(own.pop(0))
@@ -87,11 +87,6 @@ def lasting(update: Update | None, gathered: Mapping[int, Tensor]) -> Update | N
     if not memory or update is None:
         return update
     return kept(update) if isinstance(update, Tensor) else replace(update, B=kept(update.B), A=kept(update.A))
-
-
-def _numbers(one: PendingUpdate) -> int:
-    m, n = one.shape
-    return m * n if one.rank is None else (m + n) * one.rank
 
 
 def _measured(pending, lots, processes, profile) -> tuple[list, Exception | None]:

@@ -7,10 +7,7 @@ PEFT takes the first in the dictionary. Saving an adapter sorts the keys, so the
 import re
 from collections import Counter
 
-
-def lookup(pattern, name, default):
-    """What the module of that name gets, by PEFT's rule."""
-    return next((value for key, value in (pattern or {}).items() if _compiled(key).match(name)), default)
+from artent.reading.names import compiled
 
 
 def pattern_of(values):
@@ -50,10 +47,6 @@ def _key(ending, meant, names):
     last = ending.rpartition(".")[2]
     near = [name for name in names if name.endswith(last)]  # no other can match
     for key in (ending, re.escape(ending)) if re.fullmatch(r"[\w.-]+", ending) else (re.escape(ending),):
-        if [name for name in near if _compiled(key).match(name)] == meant:
+        if [name for name in near if compiled(key).match(name)] == meant:
             return key
     return f"^{re.escape(ending)}"  # a whole name that another name ends with
-
-
-def _compiled(key):
-    return re.compile(rf"(.*\.)?({key})$")

@@ -1,6 +1,5 @@
 """``suggest_ranks``: a rank for every module from the profile of its update, as PEFT's ``rank_pattern``."""
 
-import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import fields
@@ -14,10 +13,10 @@ from artent.checkpoints import pending_updates
 from artent.entanglement import EntanglementProfile
 from artent.measure import measure
 from artent.ranks.choice import Allowed, Curve, shared_out
-from artent.ranks.patterns import lookup
 from artent.ranks.suggestion import RankSuggestion, parameters_of
-from artent.reading.adapter_files import METHODS
+from artent.reading.adapter_files import METHODS, read_config
 from artent.reading.live_adapters import adapted_layers
+from artent.reading.names import lookup
 from artent.reading.safetensors_files import BASE_FILE
 from artent.reading.targets import few, select
 from artent.reading.weights import unwrap
@@ -194,8 +193,8 @@ def _alphas(ranks, source, scaling) -> tuple[dict[str, float], bool]:
 def _adapter_config(source) -> dict | None:
     """The configuration of the one LoRA or MPS adapter in ``source``, a folder or a live model; else None."""
     config = None
-    if isinstance(source, str | Path) and (file := Path(source) / "adapter_config.json").is_file():
-        config = json.loads(file.read_text(encoding="utf-8"))
+    if isinstance(source, str | Path) and (Path(source) / "adapter_config.json").is_file():
+        config = read_config(source)
     elif isinstance(source, torch.nn.Module):
         active = {adapter for layer in adapted_layers(source).values() for adapter in layer.active_adapters}
         configs = next((m.peft_config for m in unwrap(source).modules() if hasattr(m, "peft_config")), {})

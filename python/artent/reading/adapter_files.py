@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from artent.reading.differences import check_pair
-from artent.reading.names import plain, saved_name
+from artent.reading.names import lookup, plain, saved_name
 from artent.reading.pending import PendingUpdate
 from artent.reading.safetensors_files import SafetensorsFiles
 from artent.reading.saved_whole import saved_whole
@@ -124,8 +124,7 @@ class SavedAdapter:
         patterns = self.config.get(pattern) or {}
         if not isinstance(patterns, dict):
             raise ValueError(f"{self.where}: {pattern} is {patterns!r}, expected an object ({_DAMAGED})")
-        values = (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module))
-        return next(values, self.config.get(default))
+        return lookup(patterns, module, self.config.get(default))
 
     def _check(self, module):
         keys = self.modules[module]

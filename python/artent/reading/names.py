@@ -1,4 +1,6 @@
-"""Names of modules, from the keys of weights and of adapters."""
+"""Names of modules, from the keys of weights and of adapters, and what PEFT's patterns say of one."""
+
+import re
 
 ROWS = ".trainable_tokens_delta"  # of PEFT's trainable tokens
 
@@ -18,3 +20,13 @@ def plain(name: str) -> str:
 def saved_name(key: str) -> str:
     """The module whose weight, or some of whose rows, an adapter's file holds under that key."""
     return module_name(plain(key)).removesuffix(ROWS)
+
+
+def lookup(pattern, name: str, default):
+    """What ``rank_pattern`` or ``alpha_pattern`` says for a module: of the keys that match PEFT takes the first."""
+    return next((value for key, value in (pattern or {}).items() if compiled(key).match(name)), default)
+
+
+def compiled(key: str) -> re.Pattern:
+    """A key of a pattern: a regular expression for the end of a module's name, from its start or from a dot on."""
+    return re.compile(rf"(.*\.)?({key})$")

@@ -49,6 +49,12 @@ class PendingUpdate:
         r = min(self.rank, m, n)
         return 2e6 + 6.0 * (m + n) * r * r + 5.0 * ((m * r) ** 1.5 + (n * r) ** 1.5)
 
+    @property
+    def numbers(self) -> int:
+        """How many numbers it holds."""
+        m, n = self.shape
+        return m * n if self.rank is None else (m + n) * self.rank
+
 
 def shape_of(tensor: Tensor) -> tuple[int, ...]:
     """The shape of the whole tensor, also where ZeRO-3 left a part of it here."""
