@@ -1,0 +1,132 @@
+"""Conversations as tokens, with the mask of what the assistant said: its words and the token that ends its turn.
+
+Which tokens those are is told by the chat template itself where it marks them (``{% generation %}``). Other templates
+are rendered once for every answer, up to it and with it; each rendering must begin the next, and what an answer adds
+is the assistant's.
+"""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+__all__ = ["DEFAULT_TEMPLATE", "Refused", "encode"]
+
+# For base models, whose tokenizers bring no template. Speakers are ordinary words, so that no token is new to the
+# model; the token that ends a text ends an answer.
+DEFAULT_TEMPLATE = (
+    "{{ bos_token if bos_token is defined and bos_token else '' }}"
+    "{% for message in messages %}"
+    "{{ '[' + message['role'] + ']\\n' + message['content'] | trim }}"
+    "{{ eos_token if message['role'] == 'assistant' and eos_token is defined and eos_token else '' }}"
+    "{{ '\\n\\n' if not loop.last or message['role'] != 'assistant' else '' }}"
+    "{% endfor %}"
+    "{{ '[assistant]\\n' if add_generation_prompt else '' }}"
+)
+
+# Templates of Llama 3 write today's date where none is given: the same data would be other tokens tomorrow.
+GIVEN = {"date_string": "26 Jul 2024"}
+
+
+class Refused(str):
+    """Why the chat template made no text of a conversation."""
+
+
+def encode(conversations, places, tokenizer):
+    """For every conversation (ids, spoken), tensors (T) of tokens and whether the assistant said them, or Refused.
+
+    ``places`` names each in faults. Raises ValueError where a template does not let answers be told from questions, or
+    the tokenizer does not tell where in the text its tokens are.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError(
+            f"model: the tokenizer {type(tokenizer).__name__} does not tell where in a text its tokens are, which the "
+            "loss on answers alone needs; load a fast one (AutoTokenizer does where there is one)"
+        )
+    template = tokenizer.chat_template or DEFAULT_TEMPLATE
+    if not isinstance(template, str):
+        raise ValueError(f"model: the tokenizer has several chat templates ({', '.join(template)}); leave it one")
+    one = _marked if re.search(r"\{%-?\s*generation\s*-?%\}", template) else _rendered
+    return [one(messages, place, tokenizer, template) for messages, place in zip(conversations, places)]
+
+
+def _apply(messages, tokenizer, template, **options):
+    """The template applied, or Refused where it raises an error of its own, as some do for a system message."""
+    from jinja2 import TemplateError
+
+    try:
+        return tokenizer.apply_chat_template(messages, chat_template=template, **GIVEN, **options)
+    except TemplateError as fault:
+        return Refused(fault)
+
+
+def _marked(messages, place, tokenizer, template):
+    """By the marks of the template."""
+    found = _apply(
+        messages,
+        tokenizer,
+        template,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+        tokenizer_kwargs={"return_offsets_mapping": True},
+    )
+    if isinstance(found, Refused):
+        return found
+    offsets, spoken = found["offset_mapping"], list(found["assistant_masks"])
+    for at in range(1, len(spoken)):  # a mark that ends in a character of several tokens covers only its first
+        spoken[at] |= spoken[at - 1] and offsets[at] == offsets[at - 1] and offsets[at][0] < offsets[at][1]
+    if not any(spoken):
+        raise ValueError(f"model: the chat template marks no token of {place} as the assistant's")
+    return torch.tensor(found["input_ids"]), torch.tensor(spoken).bool()
+
+
+def _rendered(messages, place, tokenizer, template):
+    """By renderings that begin each other."""
+
+    def render(count, **options):
+        return _apply(messages[:count], tokenizer, template, tokenize=False, **options)
+
+    text = render(len(messages))
+    if isinstance(text, Refused):
+        return text
+    spans = []
+    for at, message in enumerate(messages):
+        if message["role"] == "assistant":
+            before, after = render(at, add_generation_prompt=True), render(at + 1)
+            if not after.startswith(before):  # some invite the assistant in other words than introduce it
+                before = render(at)
+            faulty = next((r for r in (before, after) if isinstance(r, Refused)), None)
+            if faulty is not None:
+                return faulty
+            if not (after.startswith(before) and text.startswith(after)):
+                raise ValueError(
+                    f"model: the chat template writes message {at + 1} of {place} otherwise when more follows, so what "
+                    "the assistant said cannot be told from the rest. Mark it in the template with {% generation %}"
+                )
+            spans.append((_begin(after, len(before), message["content"], place), _end(after, tokenizer)))
+    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    spoken, span = [], iter([*spans, (len(text), len(text))])
+    begin, end = next(span)
+    for first, last in found["offset_mapping"]:
+        while first >= end and end < len(text):
+            begin, end = next(span)
+        spoken.append(begin < last <= end and first < last)
+    return torch.tensor(found["input_ids"]), torch.tensor(spoken).bool()
+
+
+def _begin(after, least, content, place):
+    """Where in ``after`` the assistant's words begin: behind the header, whether or not the invitation wrote it."""
+    for words in (content, content.strip()):
+        if (found := after.find(words, least)) >= 0:
+            return found
+    raise ValueError(
+        f"model: the chat template changes the assistant's words in {place}, so they cannot be found in what it writes. "
+        "Mark them in the template with {% generation %}"
+    )
+
+
+def _end(after, tokenizer):
+    """Where the answer ends: behind its last special token, without the line that some templates begin after it."""
+    bare = after.rstrip()
+    return len(bare) if any(bare.endswith(token) for token in tokenizer.all_special_tokens) else len(after)
