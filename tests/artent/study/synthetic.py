@@ -151,7 +151,7 @@ def _records(e, folder):
 
 
 def _stage(stage, inside):
-    at = dict(zip(("method", "seed", "variant"), stage))
+    at = dict(zip(("method", "seed", "setting"), stage))
     for record in ({"kind": "start"}, *inside, {"kind": "done", "seconds": 1.0}):
         yield {**at, **record}
 
