@@ -77,12 +77,12 @@ def split(keys, share, seed, name):
         groups.setdefault(key, []).append(at)
     if len(groups) < 2:
         raise ValueError(
-            f"data.held_out: {name} has {len(keys)} usable rows and {len(groups)} distinct among them, but one to train "
+            f"data.held_out: {name} has {len(keys)} usable rows, {len(groups)} of them distinct, but one to train "
             "on and one to hold out are needed. Raise data.samples, or give more text"
         )
     order = list(groups.values())
     random.Random(seed).shuffle(order)
-    wanted, out = max(1, round(share * len(keys))), []
+    wanted, out = min(max(1, round(share * len(keys))), len(keys) - 1), []
     for group in order:
         if len(out) + len(group) <= wanted:
             out += group
@@ -124,12 +124,12 @@ def _block(texts, context, pad):
 
 
 def collate(pad_id):
-    """A data collator for rows of unequal length: padded on the right, with an ``attention_mask`` (texts, T).
+    """A data collator for rows of unequal length: padded on the right with ``pad_id`` (None: 0), and a mask (texts, T).
 
     Rows that are packed (they have ``position_ids``) are stacked and get no mask, by which transformers would take
     them for one text each.
     """
-    pads = {"input_ids": pad_id, "labels": IGNORED}
+    pads = {"input_ids": 0 if pad_id is None else pad_id, "labels": IGNORED}
 
     def collated(rows):
         if "position_ids" in rows[0]:

@@ -27,6 +27,7 @@ DEFAULT_TEMPLATE = (
 
 # Templates of Llama 3 write today's date where none is given: the same data would be other tokens tomorrow.
 GIVEN = {"date_string": "26 Jul 2024"}
+TOGETHER = 256  # texts tokenised in one call, which a fast tokenizer spreads over the cores
 
 
 class Refused(str):
@@ -45,10 +46,20 @@ def encode(conversations, places, tokenizer):
             "loss on answers alone needs; load a fast one (AutoTokenizer does where there is one)"
         )
     template = tokenizer.chat_template or DEFAULT_TEMPLATE
-    if not isinstance(template, str):
-        raise ValueError(f"model: the tokenizer has several chat templates ({', '.join(template)}); leave it one")
-    one = _marked if re.search(r"\{%-?\s*generation\s*-?%\}", template) else _rendered
-    return [one(messages, place, tokenizer, template) for messages, place in zip(conversations, places)]
+    if isinstance(template, dict) and "default" not in template:
+        raise ValueError(
+            f"model: the tokenizer has several chat templates ({', '.join(template)}), but none is named default"
+        )
+    template = template["default"] if isinstance(template, dict) else template
+    if re.search(r"\{%-?\s*generation\s*-?%\}", template):
+        return [_marked(messages, place, tokenizer, template) for messages, place in zip(conversations, places)]
+    found = [_rendered(messages, place, tokenizer, template) for messages, place in zip(conversations, places)]
+    whole = [at for at, one in enumerate(found) if not isinstance(one, Refused)]
+    for first in range(0, len(whole), TOGETHER):
+        part = whole[first : first + TOGETHER]
+        for at, tokens in zip(part, _tokens([found[at] for at in part], tokenizer)):
+            found[at] = tokens
+    return found
 
 
 def _apply(messages, tokenizer, template, **options):
@@ -69,7 +80,7 @@ def _marked(messages, place, tokenizer, template):
         template,
         return_dict=True,
         return_assistant_tokens_mask=True,
-        tokenizer_kwargs={"return_offsets_mapping": True},
+        tokenizer_kwargs={"return_offsets_mapping": True, "verbose": False},
     )
     if isinstance(found, Refused):
         return found
@@ -82,37 +93,39 @@ def _marked(messages, place, tokenizer, template):
 
 
 def _rendered(messages, place, tokenizer, template):
-    """By renderings that begin each other."""
+    """(text, [(begin, end)] of what the assistant said in it), by renderings that begin each other, or Refused."""
 
     def render(count, **options):
         return _apply(messages[:count], tokenizer, template, tokenize=False, **options)
 
-    text = render(len(messages))
-    if isinstance(text, Refused):
-        return text
-    spans = []
+    text, spans = render(len(messages)), []
     for at, message in enumerate(messages):
-        if message["role"] == "assistant":
-            before, after = render(at, add_generation_prompt=True), render(at + 1)
-            if not after.startswith(before):  # some invite the assistant in other words than introduce it
-                before = render(at)
-            faulty = next((r for r in (before, after) if isinstance(r, Refused)), None)
-            if faulty is not None:
-                return faulty
-            if not (after.startswith(before) and text.startswith(after)):
-                raise ValueError(
-                    f"model: the chat template writes message {at + 1} of {place} otherwise when more follows, so what "
-                    "the assistant said cannot be told from the rest. Mark it in the template with {% generation %}"
-                )
-            spans.append((_begin(after, len(before), message["content"], place), _end(after, tokenizer)))
-    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    spoken, span = [], iter([*spans, (len(text), len(text))])
-    begin, end = next(span)
-    for first, last in found["offset_mapping"]:
-        while first >= end and end < len(text):
-            begin, end = next(span)
-        spoken.append(begin < last <= end and first < last)
-    return torch.tensor(found["input_ids"]), torch.tensor(spoken).bool()
+        if message["role"] != "assistant" or isinstance(text, Refused):
+            continue
+        before, after = render(at, add_generation_prompt=True), render(at + 1)
+        if isinstance(before, Refused) or not after.startswith(before):
+            before = render(at)  # some invite the assistant in other words than they introduce it
+        for one in (before, after):
+            if isinstance(one, Refused):
+                return one
+        if not (after.startswith(before) and text.startswith(after)):
+            raise ValueError(
+                f"model: the chat template writes message {at + 1} of {place} otherwise when more follows, so what the "
+                "assistant said cannot be told from the rest. Mark it in the template with {% generation %}"
+            )
+        spans.append((_begin(after, len(before), message["content"], place), _end(after, tokenizer)))
+    return text if isinstance(text, Refused) else (text, spans)
+
+
+def _tokens(rendered, tokenizer):
+    """[(ids, spoken)] of texts with their spans: a token is the assistant's if its last character is."""
+    found = tokenizer(
+        [text for text, _ in rendered], add_special_tokens=False, return_offsets_mapping=True, verbose=False
+    )
+    for ids, offsets, (_, spans) in zip(found["input_ids"], found["offset_mapping"], rendered):
+        first, last = torch.tensor(offsets).view(-1, 2).T
+        inside = [(begin < last) & (last <= end) & (first < last) for begin, end in spans]
+        yield torch.tensor(ids), torch.stack(inside).any(0)
 
 
 def _begin(after, least, content, place):
@@ -121,12 +134,13 @@ def _begin(after, least, content, place):
         if (found := after.find(words, least)) >= 0:
             return found
     raise ValueError(
-        f"model: the chat template changes the assistant's words in {place}, so they cannot be found in what it writes. "
-        "Mark them in the template with {% generation %}"
+        f"model: the chat template changes the assistant's words in {place}, so they cannot be found in what it "
+        "writes. Mark them in the template with {% generation %}"
     )
 
 
 def _end(after, tokenizer):
     """Where the answer ends: behind its last special token, without the line that some templates begin after it."""
     bare = after.rstrip()
-    return len(bare) if any(bare.endswith(token) for token in tokenizer.all_special_tokens) else len(after)
+    special = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
+    return len(bare) if any(bare.endswith(token) for token in special) else len(after)

@@ -75,6 +75,8 @@ def _blocks(name, data, context, held_out, tokenizer, samples):
     there = len(tokens) // context
     count = there if samples is None else min(samples, there)
     stride = round(1 / held_out)
+    if stride < 2:
+        raise ValueError(f"data.held_out: every other block at most is held out of {name}, but it is {held_out}")
     if count < 2 * stride:
         size = f"{len(tokens)} {unit} of {name} make {there} blocks of {context}"
         taken = size if count == there else f"{size}, of which samples takes {count}"

@@ -7,6 +7,7 @@ sampled without being read whole where its format allows it.
 
 from __future__ import annotations
 
+import bisect
 import json
 import re
 from pathlib import Path
@@ -66,6 +67,16 @@ def _folder(path, split):
     return chosen
 
 
+def _parts(parts, sizes, indices):
+    """(part, its first index, those of ``indices`` in it), for the parts that have any."""
+    order, first, at = sorted(indices), 0, 0
+    for part, size in zip(parts, sizes):
+        until = bisect.bisect_left(order, first + size, at)
+        if until > at:
+            yield part, first, order[at:until]
+        first, at = first + size, until
+
+
 class Joined:
     """Tables one after another."""
 
@@ -77,11 +88,9 @@ class Joined:
         return sum(map(len, self.tables))
 
     def rows(self, indices):
-        found, first = {}, 0
-        for table in self.tables:
-            here = [at for at in indices if first <= at < first + len(table)]
+        found = {}
+        for table, first, here in _parts(self.tables, map(len, self.tables), indices):
             found.update(zip(here, table.rows([at - first for at in here])))
-            first += len(table)
         return [found[at] for at in indices]
 
     def where(self, index):
@@ -215,17 +224,14 @@ class ParquetFile:
         return self.file.metadata.num_rows
 
     def rows(self, indices):
-        found, first = {}, 0
-        for group in range(self.file.num_row_groups):
-            count = self.file.metadata.row_group(group).num_rows
-            here = [at for at in indices if first <= at < first + count]
-            if here:
-                try:
-                    table = self.file.read_row_group(group)
-                except self.faults as fault:
-                    raise self._broken(fault) from None
-                found.update((at, table.slice(at - first, 1).to_pylist()[0]) for at in here)
-            first += count
+        groups = range(self.file.num_row_groups)
+        sizes, found = [self.file.metadata.row_group(group).num_rows for group in groups], {}
+        for group, first, here in _parts(groups, sizes, indices):
+            try:
+                table = self.file.read_row_group(group)
+            except self.faults as fault:
+                raise self._broken(fault) from None
+            found.update((at, table.slice(at - first, 1).to_pylist()[0]) for at in here)
         return [found[at] for at in indices]
 
     def _broken(self, fault):

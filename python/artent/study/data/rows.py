@@ -34,13 +34,14 @@ def open_table(config):
     Raises FileNotFoundError, ValueError, ImportError, ConnectionError (the hub cannot be reached), each naming
     ``data.name``.
     """
-    path = Path(config.name).expanduser()
+    name = SHORT.get(config.name, config.name)
+    path = Path(name).expanduser()
     if path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
         return _saved(path, config.split)
-    looks_local = path.suffix.lower() in KINDS or path.is_absolute() or config.name.startswith((".", "~"))
-    if path.exists() or looks_local or config.name.count("/") > 1:
+    looks_local = path.suffix.lower() in KINDS or path.is_absolute() or name.startswith((".", "~"))
+    if path.exists() or looks_local or name.count("/") > 1:
         return open_files(path, config.split, 4 * config.context)
-    return _hub(SHORT.get(config.name, config.name), config.split)
+    return _hub(name, config.split)
 
 
 def take(table, name, samples, seed):
@@ -80,13 +81,15 @@ def conversation(row, schema, where):
 
 def _messages(row, schema, where):
     for column in schema:
-        if row.get(column) is None:
+        if column not in row:
             raise ValueError(f"data.name: {where} has no {column!r}; it has {', '.join(row)}")
     if schema == ("prompt", "completion"):
         speakers = (("prompt", "user"), ("completion", "assistant"))
         parts = [row[c] if isinstance(row[c], list) else [{"role": role, "content": row[c]}] for c, role in speakers]
         return parts[0] + parts[1]
     (column,) = schema
+    if row[column] is None:
+        return []
     if not isinstance(row[column], list):
         raise ValueError(
             f"data.name: {column!r} of {where} must be a list of messages, but it is of type {_type(row[column])}"
@@ -104,6 +107,7 @@ def _message(message, where):
             "and value"
         )
     role, content = message[pair[0]], message.get(pair[1])
+    role = role.lower() if isinstance(role, str) else repr(role)
     if role not in ROLES:
         raise ValueError(f"data.name: unknown role {role!r} in {where}; known are {', '.join(ROLES)}")
     if ROLES[role] is not None and not isinstance(content, str | None):

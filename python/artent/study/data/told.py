@@ -13,8 +13,9 @@ def tell(
     """The counts of a corpus whose training rows are ``train``, with their ``sentence``.
 
     ``read``: rows that the data set has; ``wanted``: how many were asked for (None: all); ``used``: rows that became
-    texts, ``held_out`` of them held out; ``skipped``: {why: rows}; ``left_out``: messages of conversations; ``truncated``
-    texts and their ``lost`` tokens; ``cut``: texts that became several, whole; ``padding``: tokens of ``train``.
+    texts, ``held_out`` of them held out; ``skipped``: {why: rows}; ``left_out``: messages of conversations;
+    ``truncated`` texts and their ``lost`` tokens; ``cut``: texts that became several, whole; ``padding``: tokens of
+    ``train`` that are none.
     """
     positions = sum(len(row["input_ids"]) for row in train)
     trained = sum(int((row["labels"] != IGNORED).sum()) for row in train)
