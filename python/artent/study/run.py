@@ -1,165 +1,116 @@
-"""The study from nothing to its report: pretrain, fine-tune by every method and seed, sweep, measure, write, tell."""
+"""The study from nothing to its report: check, pretrain, fine-tune by every method and seed, vary, measure, write."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib.metadata
 import os
 import platform
 import time
 
 import torch
+import torch.distributed
 
 import artent
-from artent.study import finetune, measure
-from artent.study.corpus import english, source
+from artent.distributed import processes
+from artent.study import finetune, preflight
+from artent.study.data import load_data
+from artent.study.data.corpora import english
+from artent.study.models import device_of, tokenizer_of
+from artent.study.stages import Stages
 from artent.study.store import BASE, Store
 
 __all__ = ["run_study"]
 
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy")
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy")
 
 
 def run_study(config, folder, resume=False):
     """Run ``config`` into ``folder`` and return the path of the report.
 
-    Stages that ``folder`` already holds are not run again with ``resume``. Raises FileExistsError for a folder in
-    use without ``resume``, ValueError for one of another configuration.
+    Stages that ``folder`` already holds are not run again with ``resume``, and one that was interrupted goes on from
+    its last checkpoint. Under torchrun all processes call it; the first one writes, and alone returns a path.
+
+    Raises FileExistsError for a folder in use without ``resume``, and ValueError, before anything is trained, for one
+    of another configuration and for whatever of the configuration cannot be run (see ``preflight``).
     """
-    from artent.study.report import write_report
-
     started = time.perf_counter()
-    store = Store(folder, config, resume)
-    wanted = {(BASE, config.base_seed), *((method.name, *at) for method, *at in (*config.runs, *config.sweeps))}
-    if wanted <= store.done:
-        store.close()
-        return write_report(store.folder)
-    try:
-        old, new = english(config.context, config.held_out), source(config.context, config.held_out)
-        store.writer.write(setup_record(config, old, new))
-        with finetune.quiet() as scratch:
-            study = _Study(config, store, old, new, scratch)
-            study.pretrain()
-            for method, seed in config.runs:
-                study.tune(method, seed)
-            for method, seed, factor in config.sweeps:
-                study.sweep(method, seed, factor)
-        store.writer.write({"kind": "finished", "seconds": time.perf_counter() - started})
-    finally:
-        store.close()
-    return write_report(store.folder)
+    preflight.check(config, folder, resume)
+    with _processes(config) as every, finetune.quiet():
+        store = Store(folder, config, resume, every)
+        try:
+            if not set(stages_of(config)) <= store.done:
+                _run(config, store)
+                store.write({"kind": "finished", "seconds": time.perf_counter() - started})
+        finally:
+            store.close()
+        return _report(store)
 
 
-def setup_record(config, old, new):
+def stages_of(config):
+    """Every stage of a study, in the order in which they are run."""
+    made = [control for control in config.controls if control in ("negated", "haar", "random")]
+    for seed, stage in [(config.model.seed, (BASE, config.model.seed)), *((s, (m.name, s)) for m, s in config.runs)]:
+        yield stage
+        if config.reference is not None and stage == (config.reference.name, seed):
+            yield from ((control, seed) for control in made)
+    yield from (variation.stage for variation in config.variations)
+
+
+def _run(config, store):
+    tokenizer = tokenizer_of(config.model)
+    old = english(config.data.context, config.data.held_out, tokenizer)
+    new = load_data(config.data, tokenizer)
+    setup = setup_record(config, {"old": old, "new": new})
+    store.check_texts(setup["texts"])
+    stages = Stages(config, store, old, new, tokenizer)  # takes the probe, which may find too few texts
+    store.write(setup)
+    stages.base()
+    for method, seed in config.runs:
+        stages.tune(method, seed)
+        if method == config.reference:
+            stages.controls(seed)
+    for variation in config.variations:
+        stages.vary(variation)
+
+
+def setup_record(config, corpora):
     """Everything the numbers depend on that is not in the code."""
-    texts = {key: [t.name, t.size, t.fingerprint] for key, t in (("old", old), ("new", new))}
+    texts = {key: {"name": c.name, "fingerprint": c.fingerprint, **c.told} for key, c in corpora.items()}
     versions = {"artent": artent.__version__, "python": platform.python_version()}
     versions |= {package: importlib.metadata.version(package) for package in PACKAGES}
+    where = torch.cuda.get_device_name() if device_of(config.training) == "cuda" else platform.machine()
+    machine = f"{where}, {os.cpu_count()} cores, torch on {torch.get_num_threads()} threads"
+    if (size := processes().size) > 1:
+        machine += f", {size} processes"
     return {
         "kind": "setup",
         "config": config.to_dict(),
         "texts": texts,
         "versions": versions,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch on {torch.get_num_threads()} threads",
+        "machine": machine,
         "time": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     }
 
 
-class _Study:
-    """What the stages share: the texts, the probe, the store."""
+@contextlib.contextmanager
+def _processes(config):
+    """The processes that torchrun started, on the backend that training wants; one where nothing did."""
+    several = os.environ.get("WORLD_SIZE", "1") != "1" and not torch.distributed.is_initialized()
+    if several:
+        from accelerate import PartialState
 
-    def __init__(self, config, store, old, new, scratch):
-        self.config, self.store, self.old, self.new, self.scratch = config, store, old, new, scratch
-        # What is forgotten of the old text is large beside its error: half as many texts do.
-        self.held_out = {"old": old.held_out[: config.loss_texts // 2 or 1], "new": new.held_out[: config.loss_texts]}
-        half = config.probe_texts // 2  # texts of both kinds, none of them trained on
-        self.probe = torch.cat([old.held_out[:half], new.held_out[: config.probe_texts - half]])
+        PartialState(cpu=device_of(config.training) == "cpu")
+    try:
+        yield processes()
+    finally:
+        if several:
+            torch.distributed.destroy_process_group()
 
-    def pretrain(self):
-        """The base model: trained on the old text, saved, and measured beside its untrained self and the nulls."""
-        config = self.config
-        if (BASE, config.base_seed) in self.store.done:
-            return
-        with self._stage(BASE, config.base_seed) as write:
-            model = finetune.untrained(config)
-            write(*measure.growth(model, self.probe, config, "untrained"))
-            trainer = finetune.make_trainer(
-                model,
-                self.old.train,
-                steps=config.pretrain_steps,
-                batch=config.batch,
-                learning_rate=config.pretrain_lr,
-                seed=config.base_seed,
-                label="pretraining",
-                folder=self.scratch,
-                callbacks=[finetune.HeldOut(self.held_out, config.pretrain_steps, write)],
-            )
-            trainer.train()
-            finetune.save_base(model, self.store.base_weights)
-            growth = measure.growth(model, self.probe, config, "base")
-            write(*growth, *measure.growth_nulls(growth[0], config))
 
-    @functools.cached_property
-    def start(self):
-        """The base model's held-out losses, with which every fine-tuning begins."""
-        base = finetune.load_base(self.config, self.store.base_weights)
-        return {text: finetune.held_out_loss(base, blocks) for text, blocks in self.held_out.items()}
+def _report(store):
+    if not store.processes.main:
+        return None
+    from artent.study.report import write_report
 
-    def tune(self, method, seed):
-        """One fine-tuning on the new text, measured by the callback on the way and in full at its end."""
-        config = self.config
-        if (method.name, seed) in self.store.done:
-            return
-        with self._stage(method.name, seed) as write:
-            start = self.start  # first: making the base model moves the random state that orders the texts
-            model, trainer = self._fine_tuning(method, seed, method.learning_rate, f"{method.label}, seed {seed}")
-            trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-            write({"kind": "parameters", "trainable": trainable})
-            trainer.add_callback(finetune.HeldOut(self.held_out, config.measure_every, write, start))
-            context = {"method": method.name, "seed": seed}
-            finetune.watch(trainer, config, self.probe, out=self.store.writer, context=context)
-            trainer.train()
-            write(*measure.growth(model, self.probe, config, method.name))
-            base = finetune.load_base(config, self.store.base_weights) if method.kind == "full-ft" else None
-            write(*measure.profile_nulls(model, base, config))
-
-    def sweep(self, method, seed, factor):
-        """The same fine-tuning at another learning rate, for its held-out loss alone."""
-        if (method.name, seed, factor) in self.store.done:
-            return
-        with self._stage(method.name, seed, factor=factor) as write:
-            rate = method.learning_rate * factor
-            model, trainer = self._fine_tuning(method, seed, rate, f"{method.label}, learning rate {rate:.2g}")
-            trainer.train()
-            loss = finetune.held_out_loss(model, self.held_out["new"])
-            write({"kind": "sweep", "learning_rate": rate, "loss": loss})
-
-    def _fine_tuning(self, method, seed, rate, label):
-        """(model, trainer) of ``method`` on the new text, from the base model."""
-        config = self.config
-        model = finetune.adapt(finetune.load_base(config, self.store.base_weights), method, config.targets, seed)
-        trainer = finetune.make_trainer(
-            model,
-            self.new.train,
-            steps=config.tune_steps,
-            batch=config.batch,
-            learning_rate=rate,
-            seed=seed,
-            label=label,
-            folder=self.scratch,
-        )
-        return model, trainer
-
-    @contextlib.contextmanager
-    def _stage(self, method, seed, **at):
-        """Between a ``start`` and a ``done`` record; yields what writes the records of the stage."""
-        started = time.perf_counter()
-        stage = {"method": method, "seed": seed, **at}
-
-        def write(*records):
-            self.store.writer.write(*({**stage, **record} for record in records))
-
-        write({"kind": "start"})
-        yield write
-        write({"kind": "done", "seconds": time.perf_counter() - started})
+    return write_report(store.folder)

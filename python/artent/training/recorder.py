@@ -75,6 +75,7 @@ class EntanglementRecorder:
             ``effective_rank`` over the modules, of ``s_ext`` (nats, longest prefix) over layers, texts and
             heads; its ``seconds``; and from the second measurement on ``share``, the seconds spent measuring so far
             over the seconds of training (all the time between measurements).
+        records: the records of the last measurement.
         unchanged: names of the targets that had no update at the last measurement (LoRA before its first
             step): they have no record.
         failed: {name: why} of the targets whose update had no profile then, such as one that holds NaN: they have no
@@ -125,7 +126,7 @@ class EntanglementRecorder:
             raise ValueError(f"context: {', '.join(taken)} would overwrite what is measured; name them otherwise")
         self.model, self.every = unwrap(model), every
         self.budget = Budget(budget, every)
-        self.summary = {}
+        self.summary, self.records = {}, []
         self.internal = Internal(base, targets, dict(profile or {})) if internal else None
         self.external = External(probe, lengths, dict(attention or {})) if external else None
         self.processes = processes_now() if processes is None else processes
@@ -191,6 +192,7 @@ class EntanglementRecorder:
                 for kind, part in (("profile", self.internal), ("attention", self.external)):
                     if part is not None:
                         records += self._of(part, kind, step)
+            self.records = records
             if self._out is not None and records:
                 if not isinstance(self._out, RecordWriter):
                     self._out = RecordWriter(self._out)

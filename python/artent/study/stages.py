@@ -1,0 +1,241 @@
+"""The stages of a study: the base model, a fine-tuning, its controls, a run of the sweep."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import os
+import shutil
+import time
+
+import torch
+
+import artent
+from artent.study import finetune, models
+from artent.study.controls import control_records
+from artent.study.data.blocks import collate
+from artent.study.measuring import TREATMENTS, chain, growth, growth_nulls, profile_nulls, samples_record
+from artent.study.store import BASE
+
+__all__ = ["Stages"]
+
+
+class Stages:
+    """What the stages share: the texts, the probe, the store. Each is skipped if the store has it already."""
+
+    def __init__(self, config, store, old, new, tokenizer):
+        self.config, self.store, self.old, self.new = config, store, old, new
+        measure = config.measure
+        # What is forgotten of the old text is large beside its error: half as many texts do.
+        self.held_out = {
+            "old": old.held_out[: measure.loss_texts // 2 or 1],
+            "new": new.held_out[: measure.loss_texts],
+        }
+        half = measure.texts // 2  # texts of both kinds, none of them trained on
+        parts = [corpus.probe(n, measure.length) for corpus, n in ((old, half), (new, measure.texts - half)) if n]
+        self.probe = torch.cat(parts)
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        self.collate = None if config.data.packing else collate(0 if pad is None else pad)
+        self.device = models.device_of(config.training)
+
+    def base(self):
+        """The base model: trained on the old text or loaded, measured beside its untrained self and the nulls."""
+        config, stage = self.config, (BASE, self.config.model.seed)
+        if stage in self.store.done:
+            return
+        with self._stage(stage) as write:
+            self._resumed(stage, write)
+            if config.model.small or "untrained" in config.controls:
+                model = models.untrained(config.model, config.data.context).to(self.device)
+                self._growth(write, model, "untrained")
+                self._samples(write, model, "untrained")
+            if config.model.small:
+                self._pretrain(model, stage, write)
+            else:
+                model = self._base().to(self.device)
+            records = self._growth(write, model, "base")
+            for treatment in TREATMENTS:
+                self._growth(write, model, "base", treatment=treatment)
+            write(*growth_nulls(records[0], config.measure, seed=config.model.seed))
+            self._chain(write, model, "base")
+            self._samples(write, model, "base")
+
+    def _pretrain(self, model, stage, write):
+        config = self.config
+        steps = config.model.pretrain_steps
+        trainer = finetune.make_trainer(
+            model,
+            self.old.train,
+            config.training,
+            steps=steps,
+            learning_rate=config.model.pretrain_lr,
+            seed=config.model.seed,
+            label="pretraining",
+            folder=self.store.scratch(stage),
+            callbacks=[finetune.HeldOut(self.held_out, steps, write)],
+            saved=lambda step: write({"kind": "checkpoint", "step": step}),
+        )
+        trainer.train(resume_from_checkpoint=self._checkpoint(stage))
+        if self.store.processes.main:
+            models.save_weights(model, self.store.base_weights)
+
+    def _base(self):
+        return models.base_model(self.config.model, self.config.data.context, self.store.base_weights)
+
+    @functools.cached_property
+    def start(self):
+        """The base model's held-out losses, with which every fine-tuning begins."""
+        model = self._base().to(self.device)
+        return {text: finetune.held_out_loss(model, rows, self.collate) for text, rows in self.held_out.items()}
+
+    def tune(self, method, seed):
+        """One fine-tuning on the new text, measured by the callback on the way and in full at its end."""
+        config, stage = self.config, (method.name, seed)
+        if stage in self.store.done:
+            return
+        with self._stage(stage) as write:
+            start = self.start  # first: making the base model moves the random state that orders the texts
+            self._resumed(stage, write)
+            model, trainer = self._fine_tuning(method, seed, stage, write, f"{method.label}, seed {seed}")
+            write({"kind": "parameters", **dict(zip(("trainable", "total"), models.trainable(model)))})
+            losses = finetune.HeldOut(self.held_out, config.measure.every, write, start, self.collate)
+            trainer.add_callback(losses)
+            context = dict(zip(("method", "seed"), stage))
+            watching = finetune.watch(trainer, config.measure, self.probe, **self._out(context))
+            trainer.train(resume_from_checkpoint=self._checkpoint(stage))
+            if not math.isfinite(losses.last["new"]):  # at ten times the rate, perhaps: nothing is left to measure
+                write({"kind": "diverged"})
+                return
+            if method.kind != "full-ft":
+                self._save_adapter(model, method.name, seed)
+            self._growth(write, model, method.name)
+            self._chain(write, model, method.name)
+            self._samples(write, model, f"{method.name}-{seed}", method.name)
+            write(*profile_nulls(model, watching.recorder.base, config.measure, profiles=self._profiles(watching)))
+
+    def controls(self, seed):
+        """What the reference wrote with this seed, broken on purpose and put into the base model, kind by kind."""
+        kinds = [kind for kind in ("negated", "haar", "random") if kind in self.config.controls]
+        left = [kind for kind in kinds if (kind, seed) not in self.store.done]
+        if not left:
+            return
+        reference = self.config.reference.name
+        updates = dict(artent.weight_updates(self.store.adapter(reference, seed)))
+        model = self._base().to(self.device)
+        for kind in left:
+            with self._stage((kind, seed)) as write:
+                options = {"method": reference, "seed": seed, "folder": self.store.folder, "stem": f"{kind}-{seed}"}
+                write(*control_records(model, updates, self.probe, self.config.measure, kind, **options))
+
+    def vary(self, variation):
+        """A fine-tuning with one setting changed: its loss, its profiles, and S_ext where the sweep measures it."""
+        stage, config, method = variation.stage, self.config, variation.method
+        if stage in self.store.done:
+            return
+        with self._stage(stage) as write:
+            start = self.start["new"]
+            self._resumed(stage, write)
+            told = f"{variation.method.label}, {variation.vary} {variation.value}"
+            model, trainer = self._fine_tuning(method, variation.seed, stage, write, told)
+            few, length = config.measure.sweep_texts, config.measure.length
+            options = {"every": config.training.steps, "targets": config.measure.targets, "external": few > 0}
+            if few:
+                options |= {"probe": self.probe[-few:, :length], "lengths": (length,)}
+            artent.attach(trainer, **options, **self._out(dict(zip(("method", "seed", "setting"), stage))))
+            trainer.train(resume_from_checkpoint=self._checkpoint(stage))
+            loss = finetune.held_out_loss(model, self.held_out["new"], self.collate)
+            settings = {"learning_rate": method.learning_rate, "rank": method.rank, "alpha": method.lora_alpha}
+            settings |= {"chi": method.chi, "init": method.init, "loss": loss, "start": start}
+            write({"kind": "sweep", "of": variation.of, "vary": variation.vary, "value": variation.value, **settings})
+
+    def _fine_tuning(self, method, seed, stage, write, label):
+        """(model, trainer) of ``method`` on the new text, from the base model."""
+        config = self.config
+        model = models.adapt(self._base(), method, config.measure.targets, seed)
+        if config.training.checkpointing and method.kind != "full-ft":
+            model.enable_input_require_grads()
+        trainer = finetune.make_trainer(
+            model,
+            self.new.train,
+            config.training,
+            learning_rate=method.learning_rate,
+            weight_decay=method.weight_decay,
+            seed=seed,
+            label=label,
+            folder=self.store.scratch(stage),
+            collate=self.collate,
+            shard=config.training.parallel == "fsdp" and method.kind == "full-ft" and self.store.processes.size > 1,
+            saved=lambda step: write({"kind": "checkpoint", "step": step}),
+        )
+        return model, trainer
+
+    def _out(self, context):
+        """Where the recorder writes; first weights of large models are kept on the disk."""
+        return {
+            "out": self.store.writer,
+            "context": context,
+            "keep_base": "memory" if self.config.model.small else "disk",
+        }
+
+    def _profiles(self, watching):
+        """The last profiles of the recorder, on every process."""
+        profiles = None
+        if self.store.processes.main:
+            records = [r for r in watching.recorder.records if r["kind"] == "profile"]
+            profiles = {r["module"]: artent.EntanglementProfile.from_dict(r) for r in records}
+        return self.store.processes.broadcast(profiles)
+
+    def _save_adapter(self, model, name, seed):
+        if not self.store.processes.main:
+            return
+        folder = self.store.adapter(name, seed)
+        part = folder.with_name(folder.name + ".part")
+        for old in (folder, part):
+            shutil.rmtree(old, ignore_errors=True)
+        model.save_pretrained(part)
+        os.replace(part, folder)
+
+    def _growth(self, write, model, name, **options):
+        judge = self.config.judge
+        records = growth(
+            model,
+            self.probe,
+            self.config.measure,
+            name,
+            confidence=judge.confidence,
+            seed=self.config.model.seed,
+            **options,
+        )
+        write(*records)
+        return records
+
+    def _chain(self, write, model, name):
+        write(*chain(model, self.probe.flip(0), self.config.measure, name))  # the new text first
+
+    def _samples(self, write, model, file, name=None):
+        write(samples_record(model, self.probe, self.config.measure, name or file, self.store.folder, stem=file))
+
+    def _resumed(self, stage, write):
+        if stage in self.store.reached:
+            write({"kind": "resumed", "step": self.store.reached[stage]})
+
+    def _checkpoint(self, stage):
+        step = self.store.reached.get(stage)
+        return None if step is None else str(self.store.checkpoint(stage, step))
+
+    @contextlib.contextmanager
+    def _stage(self, stage):
+        """Between ``start`` (none where it is resumed) and ``done``; yields what writes the records of the stage."""
+        started = time.perf_counter()
+        head = dict(zip(("method", "seed", "setting"), stage))
+
+        def write(*records):
+            self.store.write(*({**head, **record} for record in records))
+
+        if stage not in self.store.reached:
+            self.store.clear(stage)
+            write({"kind": "start"})
+        yield write
+        write({"kind": "done", "seconds": time.perf_counter() - started})
+        self.store.clear(stage)
