@@ -66,8 +66,8 @@ def apply_control(model, updates, kind, seed):
     try:
         with torch.no_grad():
             for name, update in updates.items() if isinstance(updates, Mapping) else updates:
-                weight, turned = _weight(model, name, update)
                 delta = control_update(update, kind, name, seed)
+                weight, turned = _weight(model, name, update)
                 delta = (delta if isinstance(delta, Tensor) else delta.dense()).to(weight.device)
                 delta = delta.mT if turned else delta
                 saved.append((weight, weight.detach().clone()))
