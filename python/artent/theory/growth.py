@@ -1,7 +1,7 @@
 """How an entropy grows: S = c·ln T + b over lengths, and three laws over the bonds of a chain (docs/math.md §5)."""
 
 from dataclasses import dataclass
-from math import log, pi, prod, sin
+from math import exp, log, pi, prod, sin
 
 import torch
 from torch import Tensor
@@ -101,6 +101,42 @@ def fit_chain(S, dims: tuple[int, ...]) -> dict[str, ChainFit]:
         "flat": None,
     }
     return {name: _least_squares(S, form) for name, form in forms.items()}
+
+
+def rising_bonds(dims: tuple[int, ...], cut: int, rank: int | None = None) -> list[int]:
+    """The bonds on the row side on which random updates of this rank rise: D_l ≤ √(m·k), k = min(rank, n).
+
+    Beyond √(m·k) random factors descend into the valley, beyond √(m·n), the middle, a full matrix does.
+    """
+    m, n = prod(dims[:cut]), prod(dims[cut:])
+    k = n if rank is None else min(rank, n)
+    return [l for l, D in enumerate(left_dims(dims), start=1) if l <= cut and m * k >= D * D]
+
+
+def fit_rise(S, dims: tuple[int, ...], cut: int, rank: int | None = None) -> dict[str, ChainFit] | None:
+    """Three readings of a profile's rising side: volume law, Cardy's logarithm, area law; None on fewer than 3 bonds.
+
+    Over ``rising_bonds``, "linear" is a·ln D_l + s₀ with coefficient a (1 for what holds all it can), "cardy"
+    (c/3) ln[(N/π) sin(πx/N)] + s₀ of the whole chain as in ``fit_chain``, "flat" s₀.
+    """
+    S = torch.as_tensor(S, dtype=torch.float64)
+    N, total, left = len(dims), prod(dims), left_dims(dims)
+    if S.shape != (N - 1,):
+        raise ValueError(f"S, dims: expected one entropy for each of {N - 1} bonds, got {tuple(S.shape)}")
+    rise = rising_bonds(dims, cut, rank)
+    if len(rise) < 3:
+        return None
+    left = [left[l - 1] for l in rise]
+    cardy = [log(N / pi * sin(pi * log(D) / log(total))) / 3 for D in left]
+    forms = {"linear": [log(D) for D in left], "cardy": cardy, "flat": None}
+    return {name: _least_squares(S[[l - 1 for l in rise]], form) for name, form in forms.items()}
+
+
+def akaike_weights(fits: dict[str, ChainFit]) -> dict[str, float]:
+    """How far each form is supported beside the others: exp(−ΔAIC/2), normalised to a sum of one."""
+    best = min(fit.aic for fit in fits.values())
+    weights = {name: exp((best - fit.aic) / 2) for name, fit in fits.items()}
+    return {name: weight / sum(weights.values()) for name, weight in weights.items()}
 
 
 def _least_squares(S: Tensor, form: list[float] | None) -> ChainFit:
