@@ -11,6 +11,7 @@ bit for bit.
 """
 
 import argparse
+import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -18,9 +19,9 @@ from statistics import fmean, median
 
 import torch
 from artent.records import read_records
-from artent.study import finetune
+from artent.study import finetune, models
 from artent.study.config import named_config
-from artent.study.corpus import source
+from artent.study.data.corpora import source
 from measure import machine, quiet_start, refusal, undisturbed, write
 
 TARGETS = {10: 0.05, 50: 0.02}  # share of the training time that measuring every so many steps may take
@@ -42,15 +43,16 @@ def watch_losses(trainer):
 
 def trained(config, method, text, seed, every, steps, folder):
     """One fine-tuning → (seconds, losses, final weights, seconds that its records tell)."""
-    model = finetune.adapt(finetune.untrained(config), method, config.targets, seed)
+    model = models.adapt(models.untrained(config.model, config.data.context), method, config.measure.targets, seed)
     trainer = finetune.make_trainer(
-        model, text.train, steps=steps, batch=config.batch, learning_rate=method.learning_rate, seed=seed,
+        model, text.train, config.training, steps=steps, learning_rate=method.learning_rate, seed=seed,
         label=f"{method.label}, {f'every {every}' if every else 'without'}", folder=folder,
     )  # fmt: skip
     losses, out = watch_losses(trainer), Path(folder) / f"{method.name}-{seed}-{every}.jsonl"
     out.unlink(missing_ok=True)
     if every:
-        finetune.watch(trainer, config, text.held_out[: config.probe_texts], every=every, out=out)
+        probe = text.probe(config.measure.texts, config.measure.length)
+        finetune.watch(trainer, config.measure, probe, every=every, out=out)
     time.sleep(0.5)  # the threads of what ran before spin for a while
     start = time.perf_counter()
     trainer.train()
@@ -119,8 +121,8 @@ def main():
     arguments.every = tuple(map(int, arguments.every.split(",")))
     quiet_start(arguments.force)
     config = named_config("smoke" if arguments.tiny else "quick")
-    text, rows = source(config.context, config.held_out), []
-    with finetune.quiet() as folder:
+    text, rows = source(config.data.context, config.data.held_out), []
+    with finetune.quiet(), tempfile.TemporaryDirectory() as folder:
         for method in config.methods:
             if method.name in METHODS or (arguments.tiny and method.kind != "mps"):
                 row = measure(config, method, text, arguments, folder)

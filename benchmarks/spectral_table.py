@@ -71,17 +71,17 @@ def heads(T, seeds, steps):
 
 def trained(T, steps):
     """query, key (1, H, T, D) and scale of every layer of a small LLaMA on a held-out text."""
-    from artent.study.config import StudyConfig
-    from artent.study.corpus import english
-    from artent.study.finetune import untrained
+    from artent.study.config import ModelConfig
+    from artent.study.data.corpora import english
+    from artent.study.models import untrained
     from transformers.modeling_utils import AttentionInterface
 
     text = english(T, 0.05)
-    model = untrained(StudyConfig("heads", layers=3, width=256, heads=4, kv_heads=2, context=T))
+    model = untrained(ModelConfig(layers=3, width=256, heads=4, kv_heads=2), T)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     generator = torch.Generator().manual_seed(0)
     for step in range(steps):
-        block = text.train[torch.randint(len(text.train), (1,), generator=generator)]
+        block = text.train[int(torch.randint(len(text.train), (1,), generator=generator))]["input_ids"][None]
         model(input_ids=block, labels=block).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimizer.param_groups:
@@ -98,7 +98,7 @@ def trained(T, steps):
     AttentionInterface.register("heads", attention)
     model.set_attn_implementation("heads")
     with torch.no_grad():
-        model(input_ids=text.held_out[:1])
+        model(input_ids=text.probe(1, T))
     return seen
 
 
