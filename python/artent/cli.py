@@ -55,19 +55,34 @@ class _Version(argparse.Action):
 
 
 def _study_parser(commands):
-    study = commands.add_parser("study", help="pretrain, fine-tune and measure a small model; minutes on a laptop")
-    study.add_argument("--config", default="quick", help="quick takes minutes, smoke seconds (%(default)s)")
+    study = commands.add_parser(
+        "study", help="fine-tune a model by several methods, measure, compare; offline by default"
+    )
+    study.add_argument(
+        "--config", default="quick", metavar="NAME|FILE", help="a configuration by name, or a .yaml file (%(default)s)"
+    )
+    study.add_argument("--list", action="store_true", help="list the configurations and what each is for")
+    study.add_argument("--model", metavar="MODEL", help="folder or hub name of a causal LM (sets model.name)")
+    study.add_argument("--data", metavar="DATA", help="dataset, file or folder of texts or chats (sets data.name)")
+    study.add_argument("--seeds", metavar="S,S,…", help="seeds of every method (sets seeds)")
     study.add_argument("--out", default="artent-study", help="folder of records, figures and report (%(default)s)")
     study.add_argument("--resume", action="store_true", help="go on with the study in --out")
+    study.add_argument("--dry-run", action="store_true", help="say what it would take, memory and time, and stop")
     study.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting of the configuration"
+        "--devices", type=_positive, metavar="N", help="devices that --dry-run reckons with (those of torchrun, or 1)"
+    )
+    study.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting, such as training.steps=100"
     )
     study.set_defaults(run=_study, stopped="; what was measured is kept, and --resume goes on")
 
 
 def _report_parser(commands):
-    report = commands.add_parser("report", help="write report.html and figures from a study's records")
-    report.add_argument("runs", nargs="+", metavar="RUN", help="folder of a study")
+    report = commands.add_parser("report", help="write report.html, figures and tables from a study's records")
+    report.add_argument("runs", nargs="+", metavar="RUN", help="folder of a study; several are compared")
+    report.add_argument(
+        "--out", default="artent-comparison", metavar="DIR", help="folder of the page that compares runs (%(default)s)"
+    )
     report.set_defaults(run=_report)
 
 
@@ -200,18 +215,34 @@ def _natural(text):
 
 
 def _study(options):
-    from artent.study.config import named_config
+    from artent.study.config import config_names, described, named_config, override
+
+    if options.list:
+        for name in config_names():
+            print(f"{name:24} {described(name)}")
+        return
+    named = {"model.name": options.model, "data.name": options.data, "seeds": options.seeds}
+    changes = [f"{key}={value}" for key, value in named.items() if value is not None]
+    config = override(named_config(options.config), changes + options.set)
+    if options.dry_run:
+        from artent.study.estimate import dry_run
+
+        print("\n".join(dry_run(config, options.devices).lines()))
+        return
     from artent.study.run import run_study
 
-    config = named_config(options.config).override(options.set)
-    _tell(run_study(config, options.out, resume=options.resume))
+    page = run_study(config, options.out, resume=options.resume)
+    if page is not None:  # the first process has it
+        _tell(page)
 
 
 def _report(options):
-    from artent.study.report import write_report
+    from artent.study.report import compare_runs, write_report
 
     for run in options.runs:
         _tell(write_report(run))
+    if len(options.runs) > 1:
+        print(f"Comparison: {compare_runs(options.runs, options.out)}")
 
 
 def _profile(options):

@@ -1,6 +1,6 @@
 """What a study does, as a value: read from YAML, changed on the command line, checked before anything runs."""
 
-from artent.study.config.load import as_config, config_names, named_config, override
+from artent.study.config.load import as_config, config_names, described, named_config, override
 from artent.study.config.methods import CONTROLS, KINDS, Method, Sweep
 from artent.study.config.schema import (
     DataConfig,
@@ -26,6 +26,7 @@ __all__ = [
     "Variation",
     "as_config",
     "config_names",
+    "described",
     "named_config",
     "override",
 ]

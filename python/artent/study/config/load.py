@@ -13,7 +13,7 @@ from typing import Union, get_args, get_origin, get_type_hints
 from artent.study.config.methods import Method, Sweep
 from artent.study.config.schema import SECTIONS, StudyConfig
 
-__all__ = ["as_config", "config_names", "named_config", "override"]
+__all__ = ["as_config", "config_names", "described", "named_config", "override"]
 
 _FOLDER = files("artent.study") / "config"
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
@@ -23,6 +23,13 @@ def config_names():
     """The configurations that come with artent, the default first."""
     names = sorted(f.name.removesuffix(".yaml") for f in _FOLDER.iterdir() if f.name.endswith(".yaml"))
     return sorted(names, key=lambda name: name != "quick")
+
+
+def described(name):
+    """The first sentence of what the file of a configuration says about it."""
+    lines = (_FOLDER / f"{name}.yaml").read_text("utf-8").splitlines()
+    words = " ".join(line.removeprefix("# ") for line in lines if line.startswith("#"))
+    return re.split(r"(?<=\.)\s", words, maxsplit=1)[0]
 
 
 def named_config(name):
@@ -128,7 +135,7 @@ def _as(kind, value, told, where):
         return _build(kind, value, where, told.removeprefix(f"{where}: "))
     if get_origin(kind) is tuple:
         items = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
-        return tuple(_as(get_args(kind)[0], item, told, where) for item in items)
+        return tuple(_as(get_args(kind)[0], item, f"{told}[{i}]", where) for i, item in enumerate(items))
     options = get_args(kind) if get_origin(kind) in (types.UnionType, Union) else (kind,)
     for option in options:
         if option is type(None):
