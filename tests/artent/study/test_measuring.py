@@ -310,6 +310,7 @@ def test_nulls_of_updates(kind, monkeypatch):
 
     monkeypatch.setattr(update_nulls, "read_whole", read)
     again = profile_nulls(model, base, MEASURE, profiles=profiles)
+    assert profile_nulls(model, base, MEASURE, profiles={}) == []
     for one, other in zip(records, again, strict=True):
         assert one["haar"] == pytest.approx(other["haar"], abs=1e-9)
         assert {**one, "haar": None} == {**other, "haar": None}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from artent.distributed import processes
 from artent.study.measuring.growth import of_length
 from artent.study.measuring.watched import attention_rows, one_text, watched
 
@@ -56,10 +57,13 @@ def positions(T, rows):
 def samples_record(model, texts, measure, name, folder, stem=None):
     """The samples of ``model`` at the longest of ``measure.lengths``, written to ``folder``/samples: their record.
 
-    ``stem`` names the file, ``name`` the model in the record; None: as the model.
+    ``stem`` names the file, ``name`` the model in the record; None: as the model. Of several processes, all of which
+    run the model, the first one writes.
     """
     file = f"samples/{stem or name}.safetensors"
-    write_samples(Path(folder) / file, samples(model, of_length(texts, max(measure.lengths)), measure.rows))
+    found = samples(model, of_length(texts, max(measure.lengths)), measure.rows)
+    if processes().main:
+        write_samples(Path(folder) / file, found)
     return {"kind": "samples", "model": name, "file": file}
 
 

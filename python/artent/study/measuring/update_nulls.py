@@ -29,14 +29,17 @@ def profile_nulls(model, base, measure, *, profiles=None, seed=0):
     Args:
         model: a live model, with or without PEFT layers, or a path: whatever ``weight_updates`` takes.
         base: what full FT started from: a model, a state dict or a path; None for adapters that need none.
-        profiles: {module: EntanglementProfile} where they are known. A dense update is then not read again: the Haar
-            null asks only for the spectrum at the row|column cut, which has to be exact (else the update is read).
+        profiles: {module: EntanglementProfile} where they are known; modules without one are left out. A dense update
+            is then not read again, so ``base`` may have left this process's memory: the Haar null asks only for the
+            spectrum at the row|column cut, which has to be exact (else the update is read).
         seed: of the draws. Every module has the same, so a module's null does not depend on which others there are.
     """
     gaussian, records = {}, []
     pending = pending_updates(model, base, targets=measure.targets)
     for one in tqdm(pending, desc="nulls", unit="module", leave=False):
-        profile = (profiles or {}).get(one.name)
+        if profiles is not None and one.name not in profiles:
+            continue
+        profile = None if profiles is None else profiles[one.name]
         if profile is not None and profile.cut in profile.bonds and profile.bond_methods[profile.cut - 1] != "exact":
             profile = None  # its spectrum is known in part only
         update = read_whole(one) if profile is None or one.rank is not None else None
