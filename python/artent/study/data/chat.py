@@ -1,8 +1,8 @@
 """Conversations as tokens, with the mask of what the assistant said: its words and the token that ends its turn.
 
 Which tokens those are is told by the chat template itself where it marks them (``{% generation %}``). Other templates
-are rendered once for every answer, up to it and with it; each rendering must begin the next, and what an answer adds
-is the assistant's.
+are rendered up to every answer; each rendering must begin the next, and what an answer adds, less the header of its
+turn, is the assistant's.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ __all__ = ["DEFAULT_TEMPLATE", "Refused", "encode"]
 DEFAULT_TEMPLATE = (
     "{{ bos_token if bos_token is defined and bos_token else '' }}"
     "{% for message in messages %}"
-    "{{ '[' + message['role'] + ']\\n' + message['content'] | trim }}"
+    "{{ '' if loop.first else '\\n\\n' }}{{ '[' + message['role'] + ']\\n' + message['content'] | trim }}"
     "{{ eos_token if message['role'] == 'assistant' and eos_token is defined and eos_token else '' }}"
-    "{{ '\\n\\n' if not loop.last or message['role'] != 'assistant' else '' }}"
     "{% endfor %}"
-    "{{ '[assistant]\\n' if add_generation_prompt else '' }}"
+    "{{ '\\n\\n[assistant]\\n' if add_generation_prompt else '' }}"
 )
 
 # Templates of Llama 3 write today's date where none is given: the same data would be other tokens tomorrow.
 GIVEN = {"date_string": "26 Jul 2024"}
+OTHER = "Other words."
 TOGETHER = 256  # texts tokenised in one call, which a fast tokenizer spreads over the cores
 
 
@@ -95,26 +95,30 @@ def _marked(messages, place, tokenizer, template):
 def _rendered(messages, place, tokenizer, template):
     """(text, [(begin, end)] of what the assistant said in it), by renderings that begin each other, or Refused."""
 
-    def render(count, **options):
-        return _apply(messages[:count], tokenizer, template, tokenize=False, **options)
+    def render(messages, **options):
+        return _apply(messages, tokenizer, template, tokenize=False, **options)
 
-    text, spans = render(len(messages)), []
+    text, spans = render(messages), []
+    if isinstance(text, Refused):
+        return text
     for at, message in enumerate(messages):
-        if message["role"] != "assistant" or isinstance(text, Refused):
-            continue
-        before, after = render(at, add_generation_prompt=True), render(at + 1)
-        if isinstance(before, Refused) or not after.startswith(before):
-            before = render(at)  # some invite the assistant in other words than they introduce it
-        for one in (before, after):
-            if isinstance(one, Refused):
-                return one
-        if not (after.startswith(before) and text.startswith(after)):
-            raise ValueError(
-                f"model: the chat template writes message {at + 1} of {place} otherwise when more follows, so what the "
-                "assistant said cannot be told from the rest. Mark it in the template with {% generation %}"
-            )
-        spans.append((_begin(after, len(before), message["content"], place), _end(after, tokenizer)))
-    return text if isinstance(text, Refused) else (text, spans)
+        if message["role"] == "assistant":
+            after = render(messages[: at + 1])
+            if isinstance(after, Refused):
+                return after
+            if not text.startswith(after):
+                raise ValueError(
+                    f"model: the chat template writes message {at + 1} of {place} otherwise when more follows, so what "
+                    "the assistant said cannot be told from the rest. Mark it in the template with {% generation %}"
+                )
+            begin = _begin(after, message["content"], messages[:at], render)
+            if begin is None:
+                raise ValueError(
+                    f"model: the chat template changes the assistant's words in message {at + 1} of {place}, so they "
+                    "cannot be found in what it writes. Mark them in the template with {% generation %}"
+                )
+            spans.append((begin, _end(after, tokenizer)))
+    return text, spans
 
 
 def _tokens(rendered, tokenizer):
@@ -128,15 +132,20 @@ def _tokens(rendered, tokenizer):
         yield torch.tensor(ids), torch.stack(inside).any(0)
 
 
-def _begin(after, least, content, place):
-    """Where in ``after`` the assistant's words begin: behind the header, whether or not the invitation wrote it."""
-    for words in (content, content.strip()):
-        if (found := after.find(words, least)) >= 0:
-            return found
-    raise ValueError(
-        f"model: the chat template changes the assistant's words in {place}, so they cannot be found in what it "
-        "writes. Mark them in the template with {% generation %}"
-    )
+def _begin(after, content, earlier, render):
+    """Where in ``after`` the assistant's words begin: behind the header of its turn; None where they cannot be found.
+
+    The header is what is written before other words, or, in templates that write other things before other words
+    (an empty thought where there is none), what invites the assistant.
+    """
+    other = render([*earlier, {"role": "assistant", "content": OTHER}])
+    for header, within in ((other.partition(OTHER)[0], 0), (render(earlier, add_generation_prompt=True), len(after))):
+        if after.startswith(header):
+            for words in (content, content.strip()):
+                found = after.find(words, len(header), len(header) + len(words) + within)
+                if found >= 0:
+                    return found
+    return None
 
 
 def _end(after, tokenizer):

@@ -50,9 +50,8 @@ def take(table, name, samples, seed):
         raise ValueError(f"data.name: {name} is empty: it has no rows")
     if samples is not None and samples < 2:
         raise ValueError(f"data.samples must be at least 2 (one row is held out), but it is {samples}")
-    indices = list(range(len(table)))
-    random.Random(seed).shuffle(indices)
-    indices = indices[:samples]
+    count = len(table) if samples is None else min(samples, len(table))
+    indices = random.Random(seed).sample(range(len(table)), count)
     return indices, table.rows(indices)
 
 
