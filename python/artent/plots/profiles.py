@@ -1,24 +1,16 @@
-"""Figures, and nothing but figures: matplotlib is imported here and nowhere else."""
+"""Profiles over the bonds, with bounds, nulls and the valley; effective ranks over the layers."""
 
 from __future__ import annotations
-
-try:
-    import matplotlib.pyplot as plt
-except ImportError as error:
-    raise ImportError("figures need matplotlib: pip install artent[plots]") from error
 
 import torch
 
 from artent.entanglement import EntanglementProfile
 from artent.entropy import nats_per_unit
+from artent.plots.base import COLOURS, new_axes, plt
 from artent.theory import Null, rank_bound
-
-# Okabe and Ito's palette, told apart under every common colour blindness; black is kept for bounds.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 _BAND = "certified bounds"
 _CUT = "row|column cut"
-_NAMED = {**{f"m{i}": colour for i, colour in enumerate(COLOURS)}, "ink": "black", "null": "0.5", "other": "#8F3FA8"}
 
 
 def profile(profile, ax=None, *, nulls=None, label=None):
@@ -36,7 +28,7 @@ def profile(profile, ax=None, *, nulls=None, label=None):
 
     Returns the axes. Raises ValueError for nulls that have not one value a bond.
     """
-    ax = ax or plt.subplots(figsize=(6.4, 4.0), layout="constrained")[1]
+    ax = ax or new_axes()
     bonds, S = profile.bonds, profile.entropy.detach().cpu()
     ax.plot(bonds, S, color=COLOURS[0], marker="o", markersize=4, linewidth=2, zorder=3, label=label or "profile")
     if profile.method != "exact":
@@ -79,7 +71,7 @@ def profiles(named, ax=None, *, title=None):
     if len(asked) != 1:
         raise ValueError(f"named: expected profiles of one chain, rank, order and unit, got {len(asked)} kinds of them")
     first = next(iter(named.values()))
-    ax = ax or plt.subplots(figsize=(6.4, 4.0), layout="constrained")[1]
+    ax = ax or new_axes()
     few = len(named) <= len(COLOURS)
     colours = COLOURS if few else plt.get_cmap("viridis")(torch.linspace(0, 0.95, len(named)))
     for colour, (name, p) in zip(colours, named.items()):
@@ -113,7 +105,7 @@ def effective_ranks(measured, ax=None):
 
     Returns the axes.
     """
-    ax = ax or plt.subplots(figsize=(6.4, 4.0), layout="constrained")[1]
+    ax = ax or new_axes()
     kinds = {}
     for kind, layer, p in measured:
         kinds.setdefault(kind, {}).setdefault(layer, []).append(p)
@@ -198,123 +190,3 @@ def _mark_cut(ax, profile):
         ax.annotate(f"valley {valley}", (cut, top), xytext=(-4, 0), ha="right", va="bottom", **small)
     else:
         ax.annotate(f"valley {valley}", (cut, foot), xytext=(0, -6), ha="center", va="top", **small)
-
-
-def attention_heads(result, ax=None, *, length=None):
-    """S_ext of every head at one length, a heat map of layers and heads; means over texts.
-
-    Args:
-        result: an ``artent.attention.AttentionEntanglement``.
-        ax: matplotlib axes; None for new ones.
-        length: one of ``result.lengths``; None for the greatest.
-
-    Returns the axes. Raises ValueError for a length that wasn't measured.
-    """
-    length = max(result.lengths) if length is None else length
-    if length not in result.lengths:
-        raise ValueError(f"length is {length}; measured were {', '.join(map(str, result.lengths))}")
-    S = result.s_ext[result.lengths.index(length)].nanmean(1)  # (layers, heads)
-    layers, heads = S.shape
-    size = (2.2 + 0.28 * min(heads, 40), 1.4 + 0.24 * min(layers, 60))
-    ax = ax or plt.subplots(figsize=size, layout="constrained")[1]
-    picture = ax.imshow(S, cmap="viridis", aspect="auto", interpolation="nearest")
-    ax.figure.colorbar(picture, ax=ax, label="S_ext (nats)")
-    ax.set_title(f"T = {length}", loc="left")
-    ax.set(xlabel="head", ylabel="layer")
-    ticks = range(0, layers, 1 + layers // 20)
-    ax.set_yticks(ticks, [str(result.layers[i]) for i in ticks])
-    ax.xaxis.get_major_locator().set_params(integer=True)
-    return ax
-
-
-def attention_growth(result, ax=None, *, nulls=None):
-    """S_ext against T, a line a layer (mean over texts and heads), with bounds as bars where it was estimated.
-
-    Args:
-        result: an ``artent.attention.AttentionEntanglement``.
-        ax: matplotlib axes; None for new ones.
-        nulls: {name: values at ``result.lengths``} to draw beside it, in nats.
-
-    Returns the axes.
-    """
-    ax = ax or plt.subplots(figsize=(7.2, 4.4), layout="constrained")[1]
-    order = sorted(range(len(result.lengths)), key=result.lengths.__getitem__)
-    T = [result.lengths[i] for i in order]
-    S, low, high = (x[order].flatten(2).nanmean(-1).T for x in (result.s_ext, result.s_ext_lower, result.s_ext_upper))
-    few = len(result.layers) <= len(COLOURS)
-    colours = COLOURS if few else plt.get_cmap("viridis")(torch.linspace(0, 0.95, len(result.layers)))
-    for at, layer in enumerate(result.layers):
-        bars = torch.stack((S[at] - low[at], high[at] - S[at])).clamp_min(0)
-        style = {"color": colours[at], "marker": "o", "markersize": 3.5, "linewidth": 1.5, "capsize": 2}
-        ax.errorbar(T, S[at], yerr=bars, label=f"layer {layer}" if few else None, elinewidth=0.8, **style)
-    ax.plot(T, torch.tensor(T).log(), color="black", linestyle=":", linewidth=1, label="ln T, the most there can be")
-    for dash, (name, values) in zip(("--", "-.", ":") * len(nulls or ()), (nulls or {}).items()):
-        ax.plot(T, [values[i] for i in order], color="0.5", linestyle=dash, linewidth=1.2, label=name)
-    if not few:
-        scale = plt.cm.ScalarMappable(plt.Normalize(result.layers[0], result.layers[-1]), "viridis")
-        ax.figure.colorbar(scale, ax=ax, label="layer")
-    ax.set_xscale("log")
-    ax.minorticks_off()
-    ax.set_xticks(T, [str(tokens) for tokens in T])
-    ax.set_ylim(bottom=0)
-    bars = "; bars are bounds" if "streamed" in result.methods else ""
-    ax.set(xlabel="T, tokens (logarithmic)", ylabel=f"S_ext (nats), mean over heads{bars}")
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, fontsize="small", loc="upper left")
-    return ax
-
-
-def chart(spec, ax=None):
-    """Draw a chart of the study's report; ``spec`` is described in ``artent.study.figures``. Returns the axes."""
-    rows = spec.get("rows")
-    height = 4.0 if rows is None else 1.2 + 0.36 * len(rows)
-    ax = ax or plt.subplots(figsize=(7.2, height), layout="constrained")[1]
-    if spec["x"].get("kind") == "log":
-        ax.set_xscale("log")
-        ax.minorticks_off()
-    (_lines if rows is None else _dots)(ax, spec)
-    ax.set_xlabel(spec["x"]["title"])
-    if "ticks" in spec["x"]:
-        ax.set_xticks(spec["x"]["ticks"], [f"{tick:g}" for tick in spec["x"]["ticks"]])
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax
-
-
-def save(ax, path):
-    """Write the figure that ``ax`` belongs to, and close it."""
-    ax.figure.savefig(path, dpi=150)
-    plt.close(ax.figure)
-
-
-def _lines(ax, spec):
-    for band in spec.get("bands", ()):
-        ax.fill_between(*zip(*band["points"]), color=_NAMED[band["color"]], alpha=0.15, linewidth=0)
-    for s in spec["series"]:
-        width, dash = s.get("width", 2), s.get("dash")
-        ax.plot(
-            *zip(*s["points"]),
-            label=s["name"] or None,
-            color=_NAMED[s["color"]],
-            linewidth=0.8 * width,
-            linestyle="none" if not width else (0, tuple(map(float, dash.split()))) if dash else "-",
-            alpha=0.3 if s.get("faint") else 1,
-            marker="o" if s.get("dots") else None,
-            markersize=3.5,
-        )
-    ax.set_ylabel(spec["y"]["title"])
-    ax.set_ylim(bottom=spec["y"].get("min"))
-    ax.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
-
-
-def _dots(ax, spec):
-    for ref in spec.get("refs", ()):
-        ax.axvline(ref["x"], color="0.5", linestyle=":", linewidth=1)
-        ax.annotate(ref["label"], (ref["x"], 1), xycoords=("data", "axes fraction"), ha="center", va="bottom")
-    for at, row in enumerate(spec["rows"]):
-        colour, points = _NAMED[row["color"]], row.get("points", ())
-        ax.plot(points, [at] * len(points), "o", color=colour, alpha=0.3, markersize=3.5)
-        if "interval" in row:
-            ax.plot(row["interval"], [at, at], color=colour, alpha=0.6, linewidth=3)
-        ax.plot(row["value"], at, "o", color=colour, markersize=6)
-    ax.set_yticks(range(len(spec["rows"])), [row["name"] for row in spec["rows"]])
-    ax.set_ylim(len(spec["rows"]) - 0.5, -0.5)

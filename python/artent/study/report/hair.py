@@ -1,0 +1,162 @@
+"""Charts of the no-hair test: methods against seeds, in updates and in attention, and its controls."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from statistics import median
+
+import torch
+
+from artent.study.report.view import span
+
+__all__ = ["charts"]
+
+
+def charts(view):
+    made = {
+        "hair-updates": _strip(view, *_updates(view), "S of ΔW at the cut, nats", "module, in layer order"),
+        "ratios": _ratios(view),
+        "distances": _distances(view),
+    }
+    heads = _attention(view)
+    if heads:
+        title = f"S_ext at T = {view.s.lengths[-1]}, nats"
+        made["hair-attention"] = _strip(view, *heads, title, "head, in the base's order")
+    return made
+
+
+def _updates(view):
+    modules = [module for layers in view.matrices.values() for module in layers.values()]
+    return {run: [float(view.s.last(run, module).cut_entropy) for module in modules] for run in view.s.runs}, modules
+
+
+def _attention(view):
+    runs = [run for run in view.s.runs if run in view.s.s_ext]
+    if not runs:
+        return None
+    order = view.heads("base" if "base" in view.s.s_ext else runs[0]).flatten().argsort()
+    values = {run: view.heads(run).flatten()[order].tolist() for run in runs}
+    return values, order.tolist()
+
+
+def _strip(view, values, units, y, x):
+    """Every run over the others, a mark a run and unit: apart by colour means that methods tell."""
+    series = []
+    for i, m in enumerate(view.methods):
+        runs = [values[stage] for stage in view.stages(m) if stage in values]
+        if not runs:
+            continue
+        style = {key: view.style[m.name][key] for key in ("color", "marker")}
+        points = [[at + 1, v] for run in runs for at, v in enumerate(run)]
+        shift = (i - (len(view.methods) - 1) / 2) * 2
+        series.append({"name": m.label, **style, "points": points, "width": 0, "shift": shift})
+    count = max(len(one["points"]) for one in series)
+    return {
+        "type": "lines",
+        "legend": True,
+        "small": count > 300,
+        "label": f"{y}: every run of every method over the others.",
+        "x": {"title": x, "short": x.split(",")[0]},
+        "y": {"title": y},
+        "series": series,
+    }
+
+
+def _rms(pairs):
+    """Root mean square over pairs of runs, a value a unit; each run (units, samples)."""
+    return torch.stack([(a - b).square().nanmean(-1) for a, b in pairs]).mean(0).sqrt()
+
+
+def _differences(runs):
+    """(between methods, between seeds), rms of every unit; None where there are no such pairs."""
+    keys = sorted(runs)
+    methods = [(runs[a], runs[b]) for a, b in combinations(keys, 2) if a[0] != b[0] and a[1] != b[1]]
+    seeds = [(runs[a], runs[b]) for a, b in combinations(keys, 2) if a[0] == b[0]]
+    return (_rms(methods), _rms(seeds)) if methods and seeds else None
+
+
+def _unit_runs(view):
+    """({run: (heads, texts)} of S_ext, [{run: (1, bonds)} a module])."""
+    attention = {run: view.s.s_ext[run][-1].transpose(1, 2).flatten(0, 1) for run in view.s.runs if run in view.s.s_ext}
+    modules = [module for layers in view.matrices.values() for module in layers.values()]
+    updates = [{run: view.s.last(run, module).entropy.double()[None] for run in view.s.runs} for module in modules]
+    return attention, updates
+
+
+def _ratios(view):
+    attention, updates = _unit_runs(view)
+    updates = [_differences(each) for each in updates]
+    heads = _differences(attention)
+    if heads is None or None in updates:
+        return None
+    rows = []
+    for name, pairs in (("updates, r_int", updates), ("attention, r_ext", [heads])):
+        between, within = (torch.cat(parts) for parts in zip(*pairs))
+        each = (between / within.clamp_min(1e-300)).tolist()
+        rows.append({"name": name, "color": "ink", "value": median(each), "points": each})
+    low, high = span(p for row in rows for p in row["points"])
+    low, high = min(0.5, low) / 1.1, max(2.0, high) * 1.1
+    return {
+        "type": "dots",
+        "label": "Difference between methods as a multiple of the difference between seeds, updates and attention.",
+        "x": {
+            "title": "between methods ÷ between seeds (logarithmic)",
+            "kind": "log",
+            "min": low,
+            "max": high,
+            "points": "modules or heads",
+        },
+        "refs": [{"x": 1, "label": "as seeds differ"}],
+        "rows": rows,
+    }
+
+
+def _distances(view):
+    """How far models' S_ext are apart, head by head: methods, seeds and the controls that a test has to tell."""
+    s = view.s
+    at = {key: value[-1].transpose(1, 2).flatten(0, 1) for key, value in s.s_ext.items()}
+    rows = []
+    pairs = _differences({run: at[run] for run in s.runs if run in at})
+    if pairs is not None:
+        rows += [("two methods", {"color": "ink"}, pairs[0]), ("two seeds of one method", {"color": "ink"}, pairs[1])]
+    if "base" in at:
+        for m in view.methods:
+            style = {key: view.style[m.name][key] for key in ("color", "marker")}
+            stages = [stage for stage in view.stages(m) if stage in at]
+            if stages:
+                rows.append((f"{m.label} and base", style, _rms([(at[stage], at["base"]) for stage in stages])))
+        for name, runs in _controls(view, at).items():
+            rows.append(
+                (f"{name} and base", {"color": "other", "marker": "diamond"}, _rms([(run, at["base"]) for run in runs]))
+            )
+    if not rows:
+        return None
+    rows = [{"name": n, **style, "value": median(v.tolist()), "points": v.tolist()} for n, style, v in rows]
+    margin = s.config.judge.margin
+    return {
+        "type": "dots",
+        "label": "Differences of S_ext between models, root mean square over texts, every head; controls below.",
+        "x": {
+            "title": "rms difference of a head's S_ext, nats",
+            "min": 0,
+            "max": max(1.2 * margin, *(p for row in rows for p in row["points"])),
+            "digits": 3,
+            "points": "heads",
+        },
+        "refs": [{"x": margin, "label": f"margin {margin:g}"}],
+        "region": [0, margin],
+        "rows": rows,
+    }
+
+
+def _controls(view, at):
+    """``{words: [(heads, texts) a seed]}`` of every control there is."""
+    s, found = view.s, {}
+    if "untrained" in at:
+        found[s.labels["untrained"]] = [at["untrained"]]
+    for name in ("lora-10x", "negated", "haar", "random"):
+        runs = [at[key] for key in at if not isinstance(key, str) and key[0] == name]
+        runs += [c.s_ext.transpose(1, 2).flatten(0, 1) for key, c in s.controls.items() if key[0] == name]
+        if runs:
+            found[s.labels[name]] = runs
+    return found
