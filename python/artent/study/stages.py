@@ -15,8 +15,9 @@ import artent
 from artent.study import finetune, models
 from artent.study.controls import control_records
 from artent.study.data.blocks import collate
-from artent.study.measuring import TREATMENTS, chain, growth, growth_nulls, profile_nulls, samples_record
+from artent.study.measuring import TREATMENTS, chain, growth, growth_nulls, profile_nulls, samples, samples_record
 from artent.study.store import BASE
+from artent.training.base import together
 
 __all__ = ["Stages"]
 
@@ -77,8 +78,9 @@ class Stages:
             saved=lambda step: write({"kind": "checkpoint", "step": step}),
         )
         trainer.train(resume_from_checkpoint=self._checkpoint(stage))
-        if self.store.processes.main:
-            models.save_weights(model, self.store.base_weights)
+        with together(self.store.processes):  # nobody reads it before it is there
+            if self.store.processes.main:
+                models.save_weights(model, self.store.base_weights)
 
     def _base(self):
         return models.base_model(self.config.model, self.config.data.context, self.store.base_weights)
@@ -125,7 +127,8 @@ class Stages:
         model = self._base().to(self.device)
         for kind in left:
             with self._stage((kind, seed)) as write:
-                options = {"method": reference, "seed": seed, "folder": self.store.folder, "stem": f"{kind}-{seed}"}
+                folder = self.store.folder if self.store.processes.main else None
+                options = {"method": reference, "seed": seed, "folder": folder, "stem": f"{kind}-{seed}"}
                 write(*control_records(model, updates, self.probe, self.config.measure, kind, **options))
 
     def vary(self, variation):
@@ -187,14 +190,14 @@ class Stages:
         return self.store.processes.broadcast(profiles)
 
     def _save_adapter(self, model, name, seed):
-        if not self.store.processes.main:
-            return
         folder = self.store.adapter(name, seed)
         part = folder.with_name(folder.name + ".part")
-        for old in (folder, part):
-            shutil.rmtree(old, ignore_errors=True)
-        model.save_pretrained(part)
-        os.replace(part, folder)
+        with together(self.store.processes):
+            if self.store.processes.main:
+                for old in (folder, part):
+                    shutil.rmtree(old, ignore_errors=True)
+                model.save_pretrained(part)
+                os.replace(part, folder)
 
     def _growth(self, write, model, name, **options):
         judge = self.config.judge
@@ -214,7 +217,11 @@ class Stages:
         write(*chain(model, self.probe.flip(0), self.config.measure, name))  # the new text first
 
     def _samples(self, write, model, file, name=None):
-        write(samples_record(model, self.probe, self.config.measure, name or file, self.store.folder, stem=file))
+        measure, folder = self.config.measure, self.store.folder
+        if self.store.processes.main:
+            write(samples_record(model, self.probe, measure, name or file, folder, stem=file))
+        else:  # a sharded model's forward pass takes all processes
+            samples(model, self.probe[:, : measure.length], measure.rows)
 
     def _resumed(self, stage, write):
         if stage in self.store.reached:
