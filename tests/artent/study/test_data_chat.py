@@ -1,6 +1,8 @@
 """Conversations as tokens: what is trained on is what the assistant said, under every kind of chat template."""
 
+import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -56,6 +58,22 @@ def test_the_text_of_a_llama_like_template_to_the_letter(tmp_path):
     assert trained_text(tokenizer, row) == "χ = 8<|eot|>"
 
 
+def test_the_template_of_llama_3_2(tmp_path):
+    """The real one, as trl brings it."""
+    template = Path(importlib.util.find_spec("trl").origin).parent / "chat_templates" / "llama3_2.jinja"
+    if not template.exists():
+        pytest.skip("this trl has no templates of its own")
+    tokenizer, rows = llama_tokenizer(template.read_text()), tulu(20)
+    corpus = load_data(config(write_lines(tmp_path / "rows.jsonl", rows), context=4096, packing=False), tokenizer)
+    told = sorted(trained_text(tokenizer, row) for row in corpus.train + corpus.held_out)
+    assert told == sorted("".join(answer + "<|eot_id|>" for answer in answers(row)) for row in rows)
+    for row in corpus.train:
+        text = tokenizer.decode(row["input_ids"], clean_up_tokenization_spaces=False)
+        assert text.startswith("<|begin|><|start_header_id|>system<|end_header_id|>")
+        assert "Today Date: 26 Jul 2024" in text
+        assert text.count("<|begin|>") == 1
+
+
 def test_a_mark_may_end_within_a_character_of_several_tokens(tmp_path):
     template = MARKED.replace("m['content'] + '<|eot|>' }}{% endgen", "m['content'] }}{% endgen")
     messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "bond 龘"}]
@@ -78,6 +96,7 @@ USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content"
         ([ANSWER, USER, {"role": "assistant", "content": "b"}], "b\0", 1),
         ([{"role": "Human", "content": "q"}, {"from": "gpt", "value": "b"}], "b\0", 0),
         ([USER, ANSWER, ANSWER], "a\0a\0", 0),
+        ([USER, {"role": "assistant", "content": "half \ud83d"}], "half ?\0", 0),
         ([{"role": "user", "content": "a"}, {"role": "assistant", "content": "assistant"}], "assistant\0", 0),
     ],
 )
@@ -135,7 +154,7 @@ def test_a_template_that_writes_turns_otherwise_later_is_refused_by_row(tmp_path
     tokenizer = byte_tokenizer()
     for template, words in (
         (forgetful, r"message 2 of line 1 of .*rows.jsonl otherwise when more follows"),
-        (shouting, r"changes the assistant's words in message 2 of line \d"),
+        (shouting, r"changes the assistant's words in message \d of line \d"),
         (silent, r"marks no token of line \d"),
     ):
         tokenizer.chat_template = template

@@ -201,5 +201,5 @@ def test_folders_and_names_that_are_no_data_set(tmp_path):
     with pytest.raises(ValueError, match=r"data.split: .*saved has no split 'valid'; it has train, test"):
         load_data(config(tmp_path / "saved", split="valid"))
     for name in (tmp_path / "none.jsonl", "some/where/else", "~/no-such-data", "rows.parquet"):
-        with pytest.raises(FileNotFoundError, match="data.name: there is no file or folder"):
+        with pytest.raises(FileNotFoundError, match=r"data.name: there is no file or folder"):
             load_data(config(name))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 
 import torch
@@ -9,11 +11,13 @@ import torch
 from artent.study.data.blocks import IGNORED, Corpus, collate, fingerprint_of, labelled, pack, split
 from artent.study.data.chat import DEFAULT_TEMPLATE, Refused, encode
 from artent.study.data.corpora import SHIPPED
-from artent.study.data.rows import conversation, open_table, schema_of, take
+from artent.study.data.rows import clean, conversation, open_table, schema_of, take
 from artent.study.data.tokens import byte_tokenizer
 from artent.study.data.told import tell
 
 __all__ = ["DEFAULT_TEMPLATE", "Corpus", "byte_tokenizer", "collate", "load_data"]
+
+TOGETHER = 512  # rows read and tokenised at a time: whole conversations are many times what is kept of them
 
 
 def load_data(config, tokenizer=None):
@@ -42,15 +46,14 @@ def load_data(config, tokenizer=None):
         return SHIPPED[config.name](config.context, config.held_out, tokenizer, config.samples)
     tokenizer = byte_tokenizer() if tokenizer is None else tokenizer
     table = open_table(config)
-    indices, rows = take(table, config.name, config.samples, config.seed)
+    order = take(table, config.name, config.samples, config.seed)
     schema = schema_of(table.columns, config.name)
-    texts = _Texts(config, tokenizer)
-    places = [table.where(index) for index in indices]
-    if schema == ("text",):
-        texts.plain(rows, places)
-    else:
-        texts.chats(rows, schema, places)
-    return texts.corpus(len(table))
+    texts, indices = _Texts(config, tokenizer), sorted(order)
+    for first in range(0, len(indices), TOGETHER):
+        part = indices[first : first + TOGETHER]
+        read = texts.plain if schema == ("text",) else functools.partial(texts.chats, schema=schema)
+        read(part, table.rows(part), [table.where(index) for index in part])
+    return texts.corpus(order, len(table))
 
 
 class _Texts:
@@ -58,61 +61,59 @@ class _Texts:
 
     def __init__(self, config, tokenizer):
         self.config, self.tokenizer = config, tokenizer
-        self.kept = []  # (key, rows of the texts of one row of the data set)
+        self.kept = {}  # index of a row of the data set: (key, rows of its texts)
         self.skipped, self.counts = {}, dict.fromkeys(("left_out", "truncated", "cut", "lost"), 0)
 
-    def chats(self, rows, schema, places):
+    def chats(self, indices, rows, places, schema):
         """Conversations: the answers are trained on, and what is beyond ``context`` is lost."""
         conversations = []
-        for row, place in zip(rows, places):
+        for index, row, place in zip(indices, rows, places):
             messages, left_out = conversation(row, schema, place)
             self.counts["left_out"] += left_out
             if messages:
-                conversations.append((messages, place))
+                conversations.append((index, messages, place))
             else:
                 self._skip("no answer")
-        encoded = encode(*zip(*conversations), self.tokenizer) if conversations else ()
-        for (messages, _), found in zip(conversations, encoded):
+        encoded = encode(*list(zip(*conversations))[1:], self.tokenizer) if conversations else ()
+        for (index, messages, _), found in zip(conversations, encoded):
             if isinstance(found, Refused):
                 self._skip(f"refused by the chat template: {found}")
                 continue
-            row = labelled(found[0][: self.config.context], found[1][: self.config.context])
+            row = labelled(*(part[: self.config.context].clone() for part in found))  # a view would keep the whole
             if (row["labels"] == IGNORED).all():
                 self._skip("no answer within the context")
                 continue
             self.counts["truncated"] += len(found[0]) > self.config.context
             self.counts["lost"] += len(found[0]) - len(row["input_ids"])
-            self.kept.append((_question(messages), [row]))
+            self.kept[index] = (_question(messages), [row])
 
-    def plain(self, rows, places):
+    def plain(self, indices, rows, places):
         """Plain texts: every token is trained on; a text longer than ``context`` becomes several."""
-        for row, place in zip(rows, places):
+        for index, row, place in zip(indices, rows, places):
             text = row.get("text")
             if not isinstance(text, str | None):
-                raise ValueError(
-                    f"data.name: 'text' of {place} must be a string, but it is of type {type(text).__name__}"
-                )
-            if not (text or "").strip():
-                self._skip("no text")
-                continue
-            ids = self.tokenizer(text, verbose=False)["input_ids"]
+                kind = type(text).__name__
+                raise ValueError(f"data.name: 'text' of {place} must be a string, but it is of type {kind}")
+            text = clean(text or "")
+            ids = self.tokenizer(text, verbose=False)["input_ids"] if text.strip() else []
             end = self.tokenizer.eos_token_id
-            ids = torch.tensor(ids if end is None or ids[-1] == end else [*ids, end])
+            ids = torch.tensor(ids if end is None or ids[-1:] == [end] else [*ids, end])
             pieces = [labelled(piece) for piece in ids.split(self.config.context) if len(piece) > 1]
             if not pieces:
                 self._skip("no text")
                 continue
             self.counts["cut"] += len(pieces) > 1
-            self.kept.append((text, pieces))
+            self.kept[index] = (_digest(text), pieces)
 
-    def corpus(self, read):
-        """The split, packed where the configuration says so."""
+    def corpus(self, order, read):
+        """The split of the rows, in ``order`` of their indices, packed where the configuration says so."""
         config, name = self.config, self.config.name
         if not self.kept:
             raise ValueError(f"data.name: no row of {name} can be used: {_told(self.skipped)}")
-        out = split([key for key, _ in self.kept], config.held_out, config.seed, name)
-        train = [row for at, (_, rows) in enumerate(self.kept) if at not in out for row in rows]
-        held_out = [row for at, (_, rows) in enumerate(self.kept) if at in out for row in rows]
+        kept = [self.kept[index] for index in order if index in self.kept]
+        out = split([key for key, _ in kept], config.held_out, config.seed, name)
+        train = [row for at, (_, rows) in enumerate(kept) if at not in out for row in rows]
+        held_out = [row for at, (_, rows) in enumerate(kept) if at in out for row in rows]
         texts, padding = tuple(row["input_ids"] for row in held_out), 0
         if config.packing:
             size = sum(len(row["input_ids"]) for row in train)
@@ -127,7 +128,7 @@ class _Texts:
             train,
             name=name,
             read=read,
-            used=len(self.kept),
+            used=len(kept),
             held_out=len(out),
             wanted=config.samples,
             skipped=self.skipped,
@@ -147,7 +148,11 @@ class _Texts:
 def _question(messages):
     """What rows have in common that must not be on both sides: all that is said before the first answer."""
     first = next(at for at, message in enumerate(messages) if message["role"] == "assistant")
-    return json.dumps(messages[:first])
+    return _digest(json.dumps(messages[:first]))
+
+
+def _digest(text):
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 def _told(skipped):

@@ -27,7 +27,6 @@ DEFAULT_TEMPLATE = (
 # Templates of Llama 3 write today's date where none is given: the same data would be other tokens tomorrow.
 GIVEN = {"date_string": "26 Jul 2024"}
 OTHER = "Other words."
-TOGETHER = 256  # texts tokenised in one call, which a fast tokenizer spreads over the cores
 
 
 class Refused(str):
@@ -37,8 +36,9 @@ class Refused(str):
 def encode(conversations, places, tokenizer):
     """For every conversation (ids, spoken), tensors (T) of tokens and whether the assistant said them, or Refused.
 
-    ``places`` names each in faults. Raises ValueError where a template does not let answers be told from questions, or
-    the tokenizer does not tell where in the text its tokens are.
+    Texts are tokenised in one call, which a fast tokenizer spreads over the cores. ``places`` names each in faults.
+    Raises ValueError where a template does not let answers be told from questions, or the tokenizer does not tell
+    where in the text its tokens are.
     """
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(
@@ -55,10 +55,8 @@ def encode(conversations, places, tokenizer):
         return [_marked(messages, place, tokenizer, template) for messages, place in zip(conversations, places)]
     found = [_rendered(messages, place, tokenizer, template) for messages, place in zip(conversations, places)]
     whole = [at for at, one in enumerate(found) if not isinstance(one, Refused)]
-    for first in range(0, len(whole), TOGETHER):
-        part = whole[first : first + TOGETHER]
-        for at, tokens in zip(part, _tokens([found[at] for at in part], tokenizer)):
-            found[at] = tokens
+    for at, tokens in zip(whole, _tokens([found[at] for at in whole], tokenizer) if whole else ()):
+        found[at] = tokens
     return found
 
 
@@ -103,7 +101,7 @@ def _rendered(messages, place, tokenizer, template):
         return text
     for at, message in enumerate(messages):
         if message["role"] == "assistant":
-            after = render(messages[: at + 1])
+            after = render(messages[: at + 1]) if at + 1 < len(messages) else text
             if isinstance(after, Refused):
                 return after
             if not text.startswith(after):
@@ -138,14 +136,13 @@ def _begin(after, content, earlier, render):
     The header is what is written before other words, or, in templates that write other things before other words
     (an empty thought where there is none), what invites the assistant.
     """
-    other = render([*earlier, {"role": "assistant", "content": OTHER}])
-    for header, within in ((other.partition(OTHER)[0], 0), (render(earlier, add_generation_prompt=True), len(after))):
-        if after.startswith(header):
-            for words in (content, content.strip()):
-                found = after.find(words, len(header), len(header) + len(words) + within)
-                if found >= 0:
-                    return found
-    return None
+    header = render([*earlier, {"role": "assistant", "content": OTHER}]).partition(OTHER)[0]
+    for words in (content, content.strip()):
+        if after.startswith(words, len(header)) and after.startswith(header):
+            return len(header)
+    invited = render(earlier, add_generation_prompt=True)
+    found = after.find(content.strip(), len(invited)) if after.startswith(invited) else -1
+    return None if found < 0 else found
 
 
 def _end(after, tokenizer):

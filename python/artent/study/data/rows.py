@@ -8,7 +8,7 @@ from pathlib import Path
 
 from artent.study.data.files import KINDS, ArrowTable, missing, open_files
 
-__all__ = ["SHORT", "conversation", "open_table", "schema_of", "take"]
+__all__ = ["SHORT", "clean", "conversation", "open_table", "schema_of", "take"]
 
 SHORT = {"tulu3": "allenai/tulu-3-sft-mixture", "openthoughts3": "open-thoughts/OpenThoughts3-1.2M"}
 OURS = ("python-source", "python-reference")
@@ -45,14 +45,13 @@ def open_table(config):
 
 
 def take(table, name, samples, seed):
-    """(indices, rows): ``samples`` rows of ``table`` (None, or more than there are: all) in an order of ``seed``."""
+    """Indices of ``samples`` rows of ``table`` (None, or more than there are: all), in an order of ``seed``."""
     if not len(table):
         raise ValueError(f"data.name: {name} is empty: it has no rows")
     if samples is not None and samples < 2:
         raise ValueError(f"data.samples must be at least 2 (one row is held out), but it is {samples}")
     count = len(table) if samples is None else min(samples, len(table))
-    indices = random.Random(seed).sample(range(len(table)), count)
-    return indices, table.rows(indices)
+    return random.Random(seed).sample(range(len(table)), count)
 
 
 def schema_of(columns, name):
@@ -113,7 +112,12 @@ def _message(message, where):
         raise ValueError(
             f"data.name: {pair[1]!r} of a message of {where} must be a string, but it is of type {_type(content)}"
         )
-    return {"role": ROLES[role], "content": content if isinstance(content, str) else ""}
+    return {"role": ROLES[role], "content": clean(content) if isinstance(content, str) else ""}
+
+
+def clean(text):
+    """``text`` as tokenizers take it: half a surrogate pair, which JSON can spell, becomes a question mark."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _type(value):
