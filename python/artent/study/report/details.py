@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 
+from artent.study.report.explorer import thinned
 from artent.study.report.training import unit
 from artent.study.report.words import PAPER, told
 
@@ -16,7 +17,8 @@ def header(view):
     c, missing = s.config, _missing(s)
     m = c.model
     model = (
-        f"A LLaMA of {m.layers} layers and width {m.width} ({m.heads} query heads on {m.kv_heads} key heads), pretrained "
+        f"A LLaMA of {m.layers} layers and width {m.width} ({m.heads} query heads on {m.kv_heads} key heads), "
+        "pretrained "
         f"here for {m.pretrain_steps:,} steps"
         if m.small
         else m.name
@@ -71,11 +73,16 @@ def overview_caption(view):
     s = view.s
     seeds = "shaded: range over seeds. " if len(s.config.seeds) > 1 else ""
     return told(
-        "Left: profiles S(l) of the updates ΔW, means over layers; the arrow is the deepest valley. Right: S_ext of the "
-        f"attention matrices, means over layers, heads and texts; {seeds}Switch lines in the legend; point at a chart or use "
-        "the arrow keys for values. From the paper (arXiv 2601.06788): that internal profiles show a volume law with a valley "
-        "at the cut in LoRA and differ by method, while attention’s entanglement does not. Our reading: primes as sites, rows "
-        "first; S_ext as the entropy of A at its row|column cut, against ln T; the nulls. The paper’s own figure was not "
+        "Left: profiles S(l) of the updates ΔW, means over layers; the arrow is the deepest valley. Right: S_ext of "
+        "the "
+        f"attention matrices, means over layers, heads and texts; {seeds}Switch lines in the legend; point at a chart "
+        "or use "
+        "the arrow keys for values. From the paper (arXiv 2601.06788): that internal profiles show a volume law with "
+        "a valley "
+        "at the cut in LoRA and differ by method, while attention’s entanglement does not. Our reading: primes as "
+        "sites, rows "
+        "first; S_ext as the entropy of A at its row|column cut, against ln T; the nulls. The paper’s own figure was "
+        "not "
         "available to us."
     )
 
@@ -96,35 +103,39 @@ def explorer_section(view):
     selects = "".join(
         f"<label>{words} <select data-control='{key}'>{options(pairs)}</select></label>" for key, words, pairs in picks
     )
-    from artent.study.report.explorer import explorer
-
-    last = len(explorer(view)["steps"]) - 1
-    slider = f"<label>Step <input type='range' data-control='step' min='0' max='{last}' value='{last}'> <output></output></label>"
+    last = len(thinned(view.steps)) - 1
+    slider = f"<input type='range' data-control='step' min='0' max='{last}' value='{last}'>"
+    slider = f"<label>Step {slider} <output></output></label>"
     head = "".join(
         f"<th scope='col'>{told(words)}</th>"
         for words in ("Method", "S at the cut", "Effective rank", "Valley", "Random’s valley")
     )
     return (
         "<section aria-labelledby='explorer'><h3 id='explorer'>Every profile</h3>"
-        "<p class='note'>With one method: a line a seed, earlier steps faint, and the nulls of its shape. Haar is drawn at the last step.</p>"
+        "<p class='note'>With one method: a line a seed, earlier steps faint, and the nulls of its shape. Haar is "
+        "drawn at the last step.</p>"
         f"<figure data-explorer><div class='controls'>{selects}{slider}</div>"
         "<div class='plot' id='explorer-plot'></div>"
-        f"<div class='scroll'><table class='numbers'><thead><tr>{head}</tr></thead><tbody></tbody></table></div></figure></section>"
+        f"<div class='scroll'><table "
+        f"class='numbers'><thead><tr>{head}</tr></thead><tbody></tbody></table></div></figure></section>"
     )
 
 
 def setup(view):
     rows = "".join(f"<tr><th scope='row'>{told(k)}</th><td>{told(v)}</td></tr>" for k, v in _setup(view))
-    return f"<section aria-labelledby='setup'><h3 id='setup'>Set-up</h3><figure><table><tbody>{rows}</tbody></table></figure></section>"
+    return _table("setup", "Set-up", rows)
 
 
 def _setup(view):
     s = view.s
-    c, t, m = s.config, s.config.training, s.config.measure
+    c, t, measure = s.config, s.config.training, s.config.measure
     yield "Configuration", c.name + (f" (resumed {_count(s.resumed, 'time')})" if s.resumed else "")
     model = f"{c.model.name}, {c.model.dtype}"
     if c.model.small:
-        model += f": {c.model.layers} layers, width {c.model.width}, {c.model.heads} heads on {c.model.kv_heads}, pretrained at {c.model.pretrain_lr:g}"
+        m = c.model
+        model += (
+            f": {m.layers} layers, width {m.width}, {m.heads} heads on {m.kv_heads}, pretrained at {m.pretrain_lr:g}"
+        )
     yield "Model", model
     batch = f"batch {t.batch}" + (f" × {t.accumulation}" if t.accumulation > 1 else "")
     yield (
@@ -135,11 +146,9 @@ def _setup(view):
     counts = "; ".join(f"{x.label}: {s.parameters[x.name]:,}" for x in view.methods if x.name in s.parameters)
     if counts:
         yield "Trained parameters", counts
-    yield (
-        "Profiles",
-        f"of {', '.join(m.targets)}, every {m.every} steps; random nulls of {_count(m.null_draws, 'draw')}",
-    )
-    yield "Attention", f"{_count(m.texts, 'held-out text')}, T = {', '.join(map(str, m.lengths))}"
+    draws = _count(measure.null_draws, "draw")
+    yield "Profiles", f"of {', '.join(measure.targets)}, every {measure.every} steps; random nulls of {draws}"
+    yield "Attention", f"{_count(measure.texts, 'held-out text')}, T = {', '.join(map(str, measure.lengths))}"
     j = c.judge
     yield "Verdicts", f"from {j.seeds} seeds a method, margin {j.margin:g} nats, {j.confidence:.0%} confidence"
     yield "Seeds", f"{', '.join(map(str, c.seeds))} (order of the texts, start of the adapter)"
@@ -171,16 +180,20 @@ def counts(view):
         rows.append(f"<tr><th scope='row'>{words}</th><td>{told(said)}</td></tr>")
     if not rows:
         return ""
-    return (
-        "<section aria-labelledby='data-counts'><h3 id='data-counts'>Data</h3>"
-        f"<figure><table><tbody>{''.join(rows)}</tbody></table></figure></section>"
-    )
+    return _table("data-counts", "Data", "".join(rows))
+
+
+def _table(key, title, rows):
+    table = f"<figure><table><tbody>{rows}</tbody></table></figure>"
+    return f"<section aria-labelledby='{key}'><h3 id='{key}'>{title}</h3>{table}</section>"
 
 
 def footer():
     return (
         "<footer class='note'><p>Definitions and conventions are artent’s, after "
-        f"<a href='{PAPER}'>arXiv 2601.06788</a>, whose bipartition of attention is not known to us. Every number is computed "
-        "from <code>results.jsonl</code>; all figures lie as PNG and SVG in <code>figures/</code>, all numbers as CSV in "
+        f"<a href='{PAPER}'>arXiv 2601.06788</a>, whose bipartition of attention is not known to us. Every number is "
+        "computed "
+        "from <code>results.jsonl</code>; all figures lie as PNG and SVG in <code>figures/</code>, all numbers as "
+        "CSV in "
         "<code>tables/</code>.</p></footer>"
     )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from artent.study.report.overview import NULLS
 
-__all__ = ["explorer"]
+__all__ = ["explorer", "thinned"]
 
 MOST_STEPS = 24  # of a longer study every k-th and the last: the tables hold them all
 
 
 def explorer(view):
     """Profiles as lists over the bonds, nulls once a shape; entropies in nats."""
-    steps = _thinned(view.steps)
+    steps = thinned(view.steps)
     shapes, modules, layers = [], {}, []
     for matrix, by_layer in view.matrices.items():
         for layer, module in by_layer.items():
@@ -54,7 +54,8 @@ def _explored(view, method, module, steps, shapes):
     return found
 
 
-def _thinned(steps):
+def thinned(steps):
+    """At most ``MOST_STEPS`` of the steps, the last among them."""
     if len(steps) <= MOST_STEPS:
         return steps
     stride = -(-len(steps) // (MOST_STEPS - 1))

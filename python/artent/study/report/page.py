@@ -43,6 +43,7 @@ def render(summary, findings, view=None, drawn=None):
     further = [found for found in findings if found.key not in {claim.key for claim in placed}]
     body = [
         details.header(view),
+        _faults(findings),
         _overview(view, charts),
         _verdicts(by_key, further),
         *(_part(part, by_key, charts, families) for part in words.PARTS),
@@ -106,9 +107,20 @@ def figure(name, title, caption, charts, families):
     return f"<figure><h4>{told(title)}</h4>{holder}{caption}</figure>"
 
 
+def _faults(findings):
+    """What cannot be, before anything else."""
+    return "".join(
+        f"<p class='short fault' role='alert'>{words.badge(found.standing)} <a href='#{html.escape(found.key)}'>"
+        f"{told(found.claim)}</a></p>"
+        for found in findings
+        if found.standing == "fault"
+    )
+
+
 def _overview(view, charts):
     panels = "".join(
-        f"<div class='panel'><div data-chart='{html.escape(name)}' data-group='{overview.GROUP}' id='chart-{html.escape(name)}'></div></div>"
+        f"<div class='panel'><div data-chart='{html.escape(name)}' data-group='{overview.GROUP}' "
+        f"id='chart-{html.escape(name)}'></div></div>"
         for name, chart in charts.items()
         if chart.get("group") == overview.GROUP
     )
@@ -132,7 +144,8 @@ def _verdicts(by_key, further):
         rows.append(_verdict(found.key, found.key.replace("-", " "), found))
     return (
         "<section aria-labelledby='verdicts'><h2 id='verdicts'>Verdicts</h2>"
-        "<table class='verdicts'><thead class='unseen'><tr><th scope='col'>Claim</th><th scope='col'>Found</th><th scope='col'>Verdict</th></tr></thead>"
+        "<table class='verdicts'><thead class='unseen'><tr><th scope='col'>Claim</th><th scope='col'>Found</th><th "
+        "scope='col'>Verdict</th></tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table></section>"
     )
 
@@ -186,6 +199,8 @@ def _numbers(found):
 def _number(value):
     if isinstance(value, dict):
         return "; ".join(f"{key}: {_number(each)}" for key, each in value.items())
+    if isinstance(value, (list, tuple)) and len(value) == 3 and not any(isinstance(v, (str, dict)) for v in value):
+        return f"{_number(value[0])} ({_number(value[1])} to {_number(value[2])})"  # with its interval
     if isinstance(value, (list, tuple)):
         shown = ", ".join(_number(each) for each in value[:12])
         return shown + (f" … ({len(value)} in all)" if len(value) > 12 else "")

@@ -65,7 +65,14 @@ def _row(view, method, runs, **more):
     means = [fmean(run) for run in runs if run]
     interval = {"interval": [min(means), max(means)]} if len(means) > 1 else {}
     style = {key: value for key, value in view.style[method.name].items() if key != "dash"}
-    return {"name": method.label, **style, "value": fmean(means), **interval, "points": [v for run in runs for v in run], **more}
+    return {
+        "name": method.label,
+        **style,
+        "value": fmean(means),
+        **interval,
+        "points": [v for run in runs for v in run],
+        **more,
+    }
 
 
 def _dots(label, title, rows, **more):

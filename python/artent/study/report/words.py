@@ -24,7 +24,8 @@ def badge(standing):
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim's place on the page. ``title`` in the table of verdicts; ``figures``: (chart or family, title, caption)."""
+    """A claim's place on the page. ``title`` in the table of verdicts; ``figures``: (chart or family, title, "
+    "caption)."""
 
     key: str
     title: str
@@ -35,7 +36,8 @@ PARTS = (
     (
         "i",
         "What fine-tuning writes",
-        "An update ΔW is read as a chain of sites, rows first. S(l) is its entropy at bond l, in nats; at the row|column "
+        "An update ΔW is read as a chain of sites, rows first. S(l) is its entropy at bond l, in nats; at the "
+        "row|column "
         "cut it counts the rank that is used.",
         (
             Claim(
@@ -57,7 +59,8 @@ PARTS = (
                     (
                         "valley",
                         "Depth of the valley",
-                        "Bars: range over seeds. A LoRA of rank r has no more than ln r at the cut, so a part of its valley is forced: the grey ticks have the same shapes and nothing learned.",
+                        "Bars: range over seeds. A LoRA of rank r has no more than ln r at the cut, so a part of its "
+                        "valley is forced: the grey ticks have the same shapes and nothing learned.",
                     ),
                 ),
             ),
@@ -90,7 +93,8 @@ PARTS = (
                     (
                         "residuals",
                         "Measured less theory",
-                        "Theory: random factors of the same rank, Page’s line where there is none. Bands: range over seeds.",
+                        "Theory: random factors of the same rank, Page’s line where there is none. Bands: range over "
+                        "seeds.",
                     ),
                 ),
             ),
@@ -108,7 +112,8 @@ PARTS = (
     (
         "ii",
         "What attention makes of it",
-        "S_ext is the entropy of one head’s T×T attention matrix across its row|column cut. It never passes ln T: c = 1 of "
+        "S_ext is the entropy of one head’s T×T attention matrix across its row|column cut. It never passes ln T: c "
+        "= 1 of "
         "S_ext = c·ln T + b is the volume law, c = 0 the area law, and a logarithmic correction lies between.",
         (
             Claim(
@@ -148,7 +153,8 @@ PARTS = (
                     (
                         "mixture",
                         "An outlier and a bulk",
-                        "A dot a head of the base model. On the line, the largest Schmidt value and a random bulk explain the entropy.",
+                        "A dot a head of the base model. On the line, the largest Schmidt value and a random bulk "
+                        "explain the entropy.",
                     ),
                 ),
             ),
@@ -160,7 +166,8 @@ PARTS = (
     (
         "iii",
         "No hair",
-        "Methods leave their mark on the updates; does attention keep it? Equal means prove nothing, so heads are compared "
+        "Methods leave their mark on the updates; does attention keep it? Equal means prove nothing, so heads are "
+        "compared "
         "one by one, methods against seeds, within a margin stated beforehand, beside controls that a test must tell.",
         (
             Claim(
@@ -172,12 +179,14 @@ PARTS = (
                     (
                         "ratios",
                         "Methods as a multiple of seeds",
-                        "Pairs of runs that differ in method and seed, against pairs that differ in seed alone. Value: median.",
+                        "Pairs of runs that differ in method and seed, against pairs that differ in seed alone. "
+                        "Value: median.",
                     ),
                     (
                         "distances",
                         "Distances and controls",
-                        "Shaded: within the margin. Controls beyond it show that the test can fail. Value: median over heads.",
+                        "Shaded: within the margin. Controls beyond it show that the test can fail. Value: median "
+                        "over heads.",
                     ),
                 ),
             ),
@@ -233,7 +242,8 @@ ABOUT = (
     (
         "heads",
         "Heads",
-        "Every layer and head, mean over texts. Colours of one quantity mean the same for every model but the untrained.",
+        "Every layer and head, mean over texts. Colours of one quantity mean the same for every model but the "
+        "untrained.",
         (("heads", "By layer and head", "Point at a cell, or focus the chart and use the arrow keys."),),
     ),
     (
@@ -245,7 +255,8 @@ ABOUT = (
     (
         "matched",
         "At equal loss",
-        "At equal steps, methods have learned different amounts. Here each is drawn against its own held-out loss, so what stands above the same loss may be compared.",
+        "At equal steps, methods have learned different amounts. Here each is drawn against its own held-out loss, "
+        "so what stands above the same loss may be compared.",
         (("matched", "Against the held-out loss", ""),),
     ),
 )
