@@ -127,7 +127,7 @@ def adapted(architecture, method, targets, dtype):
     model = architecture.model(dtype)
     linear = linear_layers(model)
     try:
-        chosen = select(linear, list(targets), "linear layers")
+        select(linear, list(targets), "linear layers")
     except ValueError:
         have = sorted({name.rpartition(".")[2] for name in linear})
         missing = [t for t in targets if not any(f".{name}".endswith(f".{t}") for name in linear)]

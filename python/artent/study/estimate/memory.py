@@ -27,8 +27,8 @@ _READS = {"q_proj": "attention", "k_proj": "attention", "v_proj": "attention", "
 class StepMemory:
     """Bytes on one device while it trains.
 
-    ``peak`` is less than the sum: gradients come as activations go. ``gathered`` is what FSDP puts together for a
-    moment, or DistributedDataParallel's buckets.
+    ``peak`` is less than the sum: gradients come as activations go. ``activations`` has autocast's copies of weights
+    in it; ``gathered`` is what FSDP puts together for a moment, or DistributedDataParallel's buckets.
     """
 
     weights: int
@@ -55,10 +55,11 @@ def step_memory(architecture, model, method, training, dtype, *, context, packed
         frozenset(targets),
         weight=HALF if half else FLOAT,
         number=HALF if half or training.bf16 else FLOAT,
-        cast=training.bf16,
+        cast=training.bf16 and not half,
+        autocast=training.bf16,
         mask=context if packed else 0,
     )
-    shared = devices if training.parallel == "fsdp" else 1
+    shared = devices if training.parallel == "fsdp" and method.kind == "full-ft" else 1  # adapters go with DDP
     weights = sum(p.nbytes for p in model.parameters())
     gradients = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     layers, tokens = architecture.layers, training.batch * context
@@ -72,11 +73,12 @@ def step_memory(architecture, model, method, training, dtype, *, context, packed
     else:
         gathered = gradients
     kept = layers * (sizes.boundary() if training.checkpointing else sizes.block()) + sizes.after()
+    kept = tokens * (kept + (sizes.block() if training.checkpointing else 0)) + timeline.casts()
     return StepMemory(
         weights=weights // shared,
         gradients=gradients // shared,
         optimizer=2 * gradients // shared,
-        activations=tokens * kept + (tokens * sizes.block() if training.checkpointing else 0),
+        activations=kept,
         logits=3 * FLOAT * architecture.vocab * tokens,
         gathered=gathered,
         peak=(weights + 2 * gradients) // shared + gathered + timeline.peak(),
@@ -85,8 +87,11 @@ def step_memory(architecture, model, method, training, dtype, *, context, packed
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Bytes a token: ``weight`` of a weight and of the residual stream, ``number`` of a product's result; ``cast``
-    under autocast; ``mask`` numbers a token and block of a mask that parts texts."""
+    """Bytes: ``weight`` of a weight and of a number of the residual stream, ``number`` of one that a product gives.
+
+    ``autocast``: under it, and ``cast`` where it has float32 to cast. ``mask``: numbers a token and block of a mask
+    that parts texts. The methods give bytes a token.
+    """
 
     architecture: object
     method: object
@@ -94,6 +99,7 @@ class _Sizes:
     weight: int
     number: int
     cast: bool
+    autocast: bool
     mask: int
 
     @property
@@ -119,13 +125,13 @@ class _Sizes:
         a = self.architecture
         widths = {"attention": a.hidden, "out": a.queries, "mlp": a.hidden, "down": a.mlp}
         names = _READS if self.full else [t for t in self.targets if t in _READS]
-        bytes_ = 0
+        total = 0
         for place, width in widths.items():
             count = sum(_READS[name] == place for name in names)
-            bytes_ += width * self._copies(place, count)
+            total += width * self._copies(place, count)
         if self.method.rank is not None:
-            bytes_ += len(self.targets) * self.method.rank * (HALF if self.cast else FLOAT)
-        return bytes_
+            total += len(self.targets) * self.method.rank * (HALF if self.autocast else FLOAT)
+        return total
 
     def _copies(self, place, count):
         """Bytes of each number that ``count`` layers read at ``place``."""
@@ -134,7 +140,7 @@ class _Sizes:
         if self.method.kind == "mps":  # keeps its input as it comes, once for all that read it
             return {"out": 0, "down": self.number}.get(place, self.weight)
         if self.method.kind == "lora":  # a copy in the adapter's dtype, float32 or autocast's
-            if self.cast:
+            if self.autocast:
                 return count * HALF
             if self.weight == HALF:
                 return count * FLOAT
@@ -173,6 +179,11 @@ class _Timeline:
     def peak(self):
         return round(max(self._loss(), self._head(), *map(self._block, range(self.layers)), self._end()))
 
+    def casts(self):
+        """Autocast's copies of weights at the end of a forward pass: of trained ones they are cached until then."""
+        every = self.sizes.full or not self.training.checkpointing
+        return self.head_copy + self.copies * (self.layers if every else 1)
+
     def _kept(self, blocks):
         """Of the first ``blocks`` blocks."""
         if self.training.checkpointing:
@@ -187,7 +198,7 @@ class _Timeline:
 
     def _loss(self):
         every = self._kept(self.layers) + self.tokens * self.sizes.after() + self.head_copy
-        trained = self.copies * self.layers if self.training.checkpointing and self.sizes.full else 0
+        trained = self.casts() - self.head_copy if self.training.checkpointing and self.sizes.full else 0
         forward = (2 * FLOAT if self.sizes.number == FLOAT else HALF + 2 * FLOAT) * self.vocab + trained
         return self._before + every + max(forward, 3 * FLOAT * self.vocab)
 
