@@ -52,8 +52,8 @@ def as_config(values, where="config"):
 def override(config, assignments):
     """A copy with ``section.key=value`` strings applied; values are read as YAML, ``1,2,3`` is a list.
 
-    The section may be left out where one section alone has the key. ``methods=full-ft,lora-r16`` keeps those methods.
-    Raises ValueError for an unknown key or an unreadable value.
+    The section may be left out where one section alone has the key. ``methods=full-ft,lora-r16`` keeps those methods
+    and what is swept of them. Raises ValueError for an unknown key or an unreadable value.
     """
     values = config.to_dict()
     for assignment in assignments:
@@ -65,8 +65,9 @@ def override(config, assignments):
         for part in path[:-1]:
             at = at[part]
         at[path[-1]] = _read(key, text)
-        if path == ["methods"]:
-            values["methods"] = _chosen(config, values["methods"])
+        if path == ["methods"] and (chosen := _chosen(config, values["methods"])) is not None:
+            names, values["methods"] = {"*", *chosen}, list(chosen.values())
+            values["sweep"] = [sweep for sweep in values["sweep"] if sweep["of"] in names]
     return as_config(values, where="--set")
 
 
@@ -133,15 +134,14 @@ def _as(kind, value, told, where):
     """``value`` as the annotated type: whole numbers are numbers, lists are tuples, a lone value is a list of one."""
     if kind in SECTIONS.values() or kind in (Method, Sweep):
         return _build(kind, value, where, told.removeprefix(f"{where}: "))
-    if get_origin(kind) is tuple:
-        items = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
-        return tuple(_as(get_args(kind)[0], item, f"{told}[{i}]", where) for i, item in enumerate(items))
     options = get_args(kind) if get_origin(kind) in (types.UnionType, Union) else (kind,)
+    if value is None and type(None) in options:
+        return None
     for option in options:
-        if option is type(None):
-            if value is None:
-                return None
-        elif (found := _plain(option, value)) is not None:
+        if get_origin(option) is tuple:
+            items = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
+            return tuple(_as(get_args(option)[0], item, f"{told}[{i}]", where) for i, item in enumerate(items))
+        if option is not type(None) and (found := _plain(option, value)) is not None:
             return found
     words = " or ".join("none" if option is type(None) else _WORDS[option] for option in options)
     raise ValueError(f"{told} must be {words}, but it is {value!r}")
@@ -194,14 +194,14 @@ def _read(key, text):
 
 
 def _chosen(config, values):
-    """Methods by name, out of the configuration's own; anything else as it is given."""
+    """{name: values} of methods that are named, out of the configuration's own; None where they are given whole."""
     names = [values] if isinstance(values, str) else values
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        return values
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        return None
     have = {m.name: values for m, values in zip(config.methods, config.to_dict()["methods"])}
     if missing := [name for name in names if name not in have]:
         raise ValueError(f"--set methods: {config.name} has {', '.join(have)}, not {', '.join(missing)}")
-    return [have[name] for name in names]
+    return {name: have[name] for name in names}
 
 
 def _yaml():

@@ -132,7 +132,7 @@ class Sweep:
 
     vary: str
     of: str = "*"
-    values: tuple[float | str, ...] = ()
+    values: tuple[float | bool | str, ...] = ()
     times: tuple[float, ...] = ()
     seeds: tuple[int, ...] | None = None
 
