@@ -1,6 +1,7 @@
 """From Markdown as it stands in docs/ to what Sphinx reads: generated parts, files of the repository, dark figures."""
 
 import importlib
+import inspect
 import posixpath
 import re
 from pathlib import Path
@@ -33,10 +34,19 @@ def fill(app, docname, source):
 def docstring(app, what, name, obj, options, lines):
     """Sphinx's ``autodoc-process-docstring``: what a docstring names becomes a link."""
     text = "\n".join(lines)
+    if what == "property":  # napoleon takes "A: b" for a type and its meaning
+        text = inspect.getdoc(obj) or ""
     text = re.sub(r"(?<![`/])(docs/math\.md(?: §\d)?)", r":doc:`\1 </math>`", text)
     text = re.sub(r"``(artent(?:_ext)?)\.(\w+)(\(\))?``", _public, text)
     text = re.sub(r"(?:^:(?:ivar|vartype) .*\n(?:^ +\S.*\n)*)+", _attributes, text + "\n", flags=re.MULTILINE)
+    if what == "class" and ":Attributes:" not in text and (told := field_comments(obj)):
+        text += "\n:Attributes:\n" + "".join(f"    * **{name}** -- {said}\n" for name, said in told.items())
     lines[:] = text.split("\n")
+
+
+def field_comments(kind):
+    """{field: the comment beside it} of a class whose fields are told so."""
+    return dict(re.findall(r"^    (\w+): [^#\n]+  # (.+)", inspect.getsource(kind), re.MULTILINE))
 
 
 def _attributes(found):
@@ -44,7 +54,7 @@ def _attributes(found):
     items = re.sub(r"^:vartype .*\n", "", found[0], flags=re.MULTILINE)
     items = re.sub(r"^:ivar ([^:]+): *", r"* **\1** -- ", items, flags=re.MULTILINE)
     items = re.sub(r"^ +", "  ", items, flags=re.MULTILINE)
-    return ":Attributes:\n" + re.sub(r"^", "    ", items.rstrip("\n"), flags=re.MULTILINE) + "\n\n"
+    return items and ":Attributes:\n" + re.sub(r"^", "    ", items.rstrip("\n"), flags=re.MULTILINE) + "\n\n"
 
 
 def _public(found):

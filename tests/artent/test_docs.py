@@ -64,6 +64,10 @@ def test_commands_parse(page):
             assert options.config in config_names()
 
 
+def test_recipe_of_the_study_names_every_configuration():
+    assert all(f"`{name}`" in PAGES["recipes/study"] for name in config_names())
+
+
 def test_own_configurations_are_read(tmp_path):
     found = [block for text in PAGES.values() for block in blocks(text, "yaml")]
     assert found
