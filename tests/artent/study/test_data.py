@@ -120,6 +120,14 @@ def test_rows_of_one_question_are_on_one_side(tmp_path):
         assert corpus.told["held_out_rows"] == len(corpus.held_out)
 
 
+@pytest.mark.parametrize("share", [0.001, 0.3, 0.99])
+def test_both_sides_have_rows_whatever_the_share(share, tmp_path):
+    path = write_lines(tmp_path / "rows.jsonl", [{"text": f"{at} {'x' * at}"} for at in range(10)])
+    corpus = load_data(config(path, packing=False, held_out=share))
+    assert len(corpus.held_out) == min(max(1, round(10 * share)), 9) == corpus.told["held_out_rows"]
+    assert len(corpus.train) + len(corpus.held_out) == 10
+
+
 def test_the_seed_decides(path):
     same, again, other = (load_data(config(path, samples=30, seed=seed)) for seed in (1, 1, 2))
     assert same.fingerprint == again.fingerprint != other.fingerprint

@@ -90,7 +90,9 @@ class _Texts:
     def plain(self, indices, rows, places):
         """Plain texts: every token is trained on; a text longer than ``context`` becomes several."""
         for index, row, place in zip(indices, rows, places):
-            text = row.get("text")
+            if "text" not in row:
+                raise ValueError(f"data.name: {place} has no 'text'; it has {', '.join(row)}")
+            text = row["text"]
             if not isinstance(text, str | None):
                 kind = type(text).__name__
                 raise ValueError(f"data.name: 'text' of {place} must be a string, but it is of type {kind}")

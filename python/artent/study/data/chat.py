@@ -53,7 +53,8 @@ def encode(conversations, places, tokenizer):
     template = template["default"] if isinstance(template, dict) else template
     if re.search(r"\{%-?\s*generation\s*-?%\}", template):
         return [_marked(messages, place, tokenizer, template) for messages, place in zip(conversations, places)]
-    found = [_rendered(messages, place, tokenizer, template) for messages, place in zip(conversations, places)]
+    special = tuple(token for token in {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()} if token)
+    found = [_rendered(messages, place, tokenizer, template, special) for messages, place in zip(conversations, places)]
     whole = [at for at, one in enumerate(found) if not isinstance(one, Refused)]
     for at, tokens in zip(whole, _tokens([found[at] for at in whole], tokenizer) if whole else ()):
         found[at] = tokens
@@ -90,7 +91,7 @@ def _marked(messages, place, tokenizer, template):
     return torch.tensor(found["input_ids"]), torch.tensor(spoken).bool()
 
 
-def _rendered(messages, place, tokenizer, template):
+def _rendered(messages, place, tokenizer, template, special):
     """(text, [(begin, end)] of what the assistant said in it), by renderings that begin each other, or Refused."""
 
     def render(messages, **options):
@@ -115,7 +116,7 @@ def _rendered(messages, place, tokenizer, template):
                     f"model: the chat template changes the assistant's words in message {at + 1} of {place}, so they "
                     "cannot be found in what it writes. Mark them in the template with {% generation %}"
                 )
-            spans.append((begin, _end(after, tokenizer)))
+            spans.append((begin, _end(after, special)))
     return text, spans
 
 
@@ -145,8 +146,7 @@ def _begin(after, content, earlier, render):
     return None if found < 0 else found
 
 
-def _end(after, tokenizer):
+def _end(after, special):
     """Where the answer ends: behind its last special token, without the line that some templates begin after it."""
     bare = after.rstrip()
-    special = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
-    return len(bare) if any(bare.endswith(token) for token in special) else len(after)
+    return len(bare) if bare.endswith(special) else len(after)

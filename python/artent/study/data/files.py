@@ -278,7 +278,7 @@ class TextFile:
 
 
 def _kind(value):
-    return {list: "a list", str: "a string", type(None): "null"}.get(type(value), f"a {type(value).__name__}")
+    return {list: "a list", str: "a string", type(None): "null"}.get(type(value), "a number")
 
 
 KINDS = {".jsonl": JsonLines, ".json": open_json, ".parquet": ParquetFile, ".arrow": open_arrow, ".txt": TextFile}
