@@ -75,10 +75,11 @@ def test_an_outlier_beside_a_bulk():
 
 
 def test_the_rising_side():
-    assert theory.rising_bonds((2,) * 12, 6, 4) == [1, 2, 3, 4]  # D ≤ √(64·4)
-    assert theory.rising_bonds((2,) * 12, 6) == [1, 2, 3, 4, 5, 6]
-    assert theory.rising_bonds((2,) * 12, 4) == [1, 2, 3, 4]  # the rows end before the middle
-    assert theory.rising_bonds((2,) * 12, 8) == [1, 2, 3, 4, 5, 6]
+    assert theory.rising_bonds((2,) * 12, 6, 4) == [1, 2, 3]  # D ≤ √(64·4)/2
+    assert theory.rising_bonds((2,) * 12, 6, 1) == [1, 2, 3]  # that leaves two, √64 itself three
+    assert theory.rising_bonds((2,) * 12, 6) == [1, 2, 3, 4, 5]
+    assert theory.rising_bonds((2,) * 12, 4) == [1, 2, 3, 4]  # the rows end before
+    assert theory.rising_bonds((2,) * 12, 8) == [1, 2, 3, 4, 5]
     assert theory.fit_rise([0.0] * 11, (2,) * 12, 2) is None
 
 

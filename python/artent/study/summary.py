@@ -66,13 +66,14 @@ class SweepRun(NamedTuple):
 class Summary:
     """A study's records by what they are about. Only stages that are done count.
 
-    A *run* is (method name, seed); a *stage* a run, the same with a variant (a run of a sweep), or of a control. A
+    A *run* is (method name, seed); a *stage* a run, the same with a setting (a run of a sweep), or of a control. A
     *model* is a run, ("lora-10x", seed), "base" or "untrained".
 
     Attributes:
         config, setup: of the latest start. begun, resumed: when it first was, and how often it went on since.
         folder: where ``samples`` are looked for, or None.
         runs: ``[(method name, seed)]`` done. methods: the Methods among them, in the configuration's order.
+        diverged: stages that ended with a loss that is not finite; none of the runs.
         labels: name of a method or a control → what readers see.
         reference: the LoRA of the highest rank (or None), from which the controls are made.
         profiles: ``{stage: {module: {step: EntanglementProfile}}}``, stages of sweeps and of lora-10x among them.
@@ -86,7 +87,7 @@ class Summary:
         fits: ``{model or null: record}``.
         growth_nulls: ``{null: [S_ext of every length]}``; growth_null_draws: ``{null: (draws, lengths)}``.
         chains: ``{model: AttentionChain}``.
-        sample_files: ``{model or (control, seed): name in the run's folder}``; ``sample`` reads one.
+        sample_files: ``{model or (control, seed): name in the run's folder}``; ``sample_path`` finds one.
         controls: ``{(control, seed): Control}``: negated, haar, random.
         parameters: ``{method name: how many it trains}``.
         sweeps: ``[SweepRun]``.
@@ -105,7 +106,9 @@ class Summary:
         self.setup, self.begun, self.resumed = setups[-1], setups[0]["time"], len(setups) - 1
         self.config = as_config(self.setup["config"], where="results.jsonl")
         self.folder = None if folder is None else Path(folder)
-        self.runs = [(m.name, s) for s in self.config.seeds for m in self.config.methods if (m.name, s) in self.seconds]
+        self.diverged = [stage_of(r) for r in records if r["kind"] == "diverged"]
+        done = self.seconds.keys() - set(self.diverged)
+        self.runs = [(m.name, s) for s in self.config.seeds for m in self.config.methods if (m.name, s) in done]
         if not self.runs:
             raise ValueError("records: no finished fine-tuning among them; let the study run on with --resume")
         self.methods = [m for m in self.config.methods if any(m.name == name for name, _ in self.runs)]
@@ -190,7 +193,8 @@ class Summary:
         """The seeds of a method, or of the control "lora-10x", that are done."""
         if method in {m.name for m in self.methods}:
             return [seed for name, seed in self.runs if name == method]
-        return [stage[1] for stage in self.seconds if stage[0] == method and len(stage) == 2]
+        of_control = [stage for stage in self.seconds if stage[0] == method and len(stage) == 2]
+        return [stage[1] for stage in of_control if stage not in self.diverged]
 
     def last(self, stage, module):
         """The profile of ``module`` at the last step measured."""
@@ -251,17 +255,13 @@ class Summary:
                 narrowed.append((float(p.entropy[at]), null["bound"][at]))
         return tuple(map(fmean, zip(*narrowed))) if narrowed else None
 
-    def sample(self, model):
-        """Attention sampled from a model or a control: ``{"rows", "outputs"}``, tensors; None where there is no file.
+    def sample_path(self, model):
+        """The file of what was sampled from a model or a control, None where there is none.
 
-        rows (layers, texts, heads, rows, T) are rows of A, outputs (layers, texts, rows, heads·D) before o_proj.
+        safetensors: rows of A (layers, texts, heads, rows, T); outputs (layers, texts, rows, heads·D), before o_proj.
         """
         name = self.sample_files.get(model)
-        if name is None or self.folder is None or not (self.folder / name).exists():
-            return None
-        from safetensors.torch import load_file
-
-        return load_file(self.folder / name)
+        return self.folder / name if name and self.folder and (self.folder / name).exists() else None
 
     def _learning_rates(self):
         """Losses by learning rate at the first seed, of the methods whose rate was swept."""

@@ -104,13 +104,15 @@ def fit_chain(S, dims: tuple[int, ...]) -> dict[str, ChainFit]:
 
 
 def rising_bonds(dims: tuple[int, ...], cut: int, rank: int | None = None) -> list[int]:
-    """The bonds on the row side on which random updates of this rank rise: D_l ≤ √(m·k), k = min(rank, n).
+    """The bonds on the row side on which random updates of this rank rise: D_l ≤ ½√(m·k), k = min(rank, n).
 
-    Beyond √(m·k) random factors descend into the valley, beyond √(m·n), the middle, a full matrix does.
+    At √(m·k) random factors turn into the valley, at √(m·n), the middle, a full matrix does, and there half a nat is
+    missing already; up to half of it at most an eighth. Where that leaves fewer than three bonds, up to √(m·k) itself.
     """
     m, n = prod(dims[:cut]), prod(dims[cut:])
     k = n if rank is None else min(rank, n)
-    return [l for l, D in enumerate(left_dims(dims), start=1) if l <= cut and m * k >= D * D]
+    inner, outer = ([l for l, D in enumerate(left_dims(dims), 1) if l <= cut and m * k >= at * D * D] for at in (4, 1))
+    return inner if len(inner) >= 3 else outer
 
 
 def fit_rise(S, dims: tuple[int, ...], cut: int, rank: int | None = None) -> dict[str, ChainFit] | None:

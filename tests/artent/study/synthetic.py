@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from math import exp, log, pi, prod, sin
 
 import torch
@@ -58,7 +58,7 @@ class Effects:
         attention_drift: shift of all heads' S_ext from the first step to the last, the same for all methods.
         attention_varied: by how much a sweep's end values move S_ext, ``{vary: nats}``; "*" for all others.
         control_shift: of a head's S_ext in untrained and lora-10x; the other controls have a third of it.
-        top: largest Schmidt probability of A at the cut.
+        bulk: T_eff/T of the random bulk beside A's largest Schmidt probability; bulk_noise: of S at the cut, a head.
         learned: fall of the loss, nats a token. loss_noise: of its end between seeds. method_loss: by how much a method
             ends lower than the one before it. mps_loss: MPS's end above that of LoRA of its rank.
         chain, step_records, samples: whether there are such records (samples: files in the folder).
@@ -87,7 +87,8 @@ class Effects:
     attention_drift: float = 0.02
     attention_varied: dict | None = None
     control_shift: float = 0.5
-    top: float = 0.3
+    bulk: float = 1.0
+    bulk_noise: float = 0.05
     learned: float = 1.0
     loss_noise: float = 0.01
     method_loss: float = 0.0
@@ -182,8 +183,9 @@ def _run(e, method, seed, folder):
         for module in MODULES:
             yield _profile(e, method, (method.name, seed), module, step)
         if e.step_records:
-            yield _attention(_tuned(e, method.name, seed, step)[-2:-1, :, :2], step, LENGTHS[-2:-1])
+            yield _attention(_tuned(e, method.name, seed, step)[-2:-1, :, -2:], step, LENGTHS[-2:-1])
     yield _growth(method.name, _tuned(e, method.name, seed))
+    yield _fit(method.name, _tuned(e, method.name, seed).mean((1, 3)).T)
     yield from _further(e, method.name, (method.name, seed), folder)
     for module in MODULES:
         yield _null(e, method, (method.name, seed), module)
@@ -194,11 +196,9 @@ def _variation(e, v):
     own = next(m for m in e.methods if m.name == v.of)
     far = _distance(v, own)
     for module in MODULES:
-        profile = _profile(e, v.method, (v.of, v.seed), module, step, _of(e.varied, v.vary, 0.3) * far)
-        yield profile
-        yield _null(e, v.method, (v.of, v.seed), module)
+        yield _profile(e, v.method, (v.of, v.seed), module, step, _of(e.varied, v.vary, 0.3) * far)
     s_ext = _tuned(e, v.of, v.seed) + _of(e.attention_varied, v.vary, 0.01) * far
-    yield _attention(s_ext[-1:, :, :2] + noise(v.stage, shape=(LAYERS, 1, HEADS), scale=0.002), step, LENGTHS[-1:])
+    yield _attention(s_ext[-1:, :, -2:] + noise(v.stage, shape=(LAYERS, 1, HEADS), scale=0.002), step, LENGTHS[-1:])
     settings = {k: getattr(v.method, k) for k in ("learning_rate", "rank", "alpha", "chi", "init")}
     loss = 3.0 - e.learned + _loss(e, own, v.seed) + 0.05 * far**2
     yield {"kind": "sweep", "of": v.of, "vary": v.vary, "value": v.value, **settings, "loss": loss}
@@ -253,7 +253,7 @@ def _attention(s_ext, step, lengths):
 
 def _fit(name, per_text):
     fit = theory.fit_growth(LENGTHS, per_text, bootstrap=100)
-    return {"kind": "fit", "model": name, "c": fit.c, "b": fit.b, "interval": fit.interval, "verdict": fit.verdict}
+    return {"kind": "fit", "model": name, **asdict(fit), "verdict": fit.verdict, "layer_c": [fit.c] * LAYERS}
 
 
 def _chain(e, name, model):
@@ -264,16 +264,12 @@ def _chain(e, name, model):
         "flat": torch.full((11,), 1.5, dtype=torch.float64),
     }[e.cardy]
     entropy = form + noise("chain", model, shape=(LAYERS, HEADS, 11), scale=0.01)
-    s_cut = _mixture(e.top, 12.0) + noise("cut", model, shape=(LAYERS, HEADS), scale=0.05)
-    top = torch.full((LAYERS, HEADS), e.top)
+    top = torch.linspace(0.1, 0.8, LAYERS * HEADS, dtype=torch.float64).reshape(LAYERS, HEADS)
+    s_cut = torch.special.entr(top) + torch.special.entr(1 - top) + (1 - top) * (log(64 * e.bulk) - 0.5)
+    s_cut = s_cut + noise("cut", model, shape=(LAYERS, HEADS), scale=e.bulk_noise)
     spread = torch.full((LAYERS, HEADS, 11), 0.02)
     given = {"dims": ATTENTION_DIMS, "cut": 6, "entropy": entropy, "spread": spread, "top": top, "s_cut": s_cut}
     return {"kind": "chain", "model": name, **given}
-
-
-def _mixture(p, T):
-    """Entropy of an outlier p beside a flat bulk of T states."""
-    return -p * log(p) - (1 - p) * log((1 - p) / T)
 
 
 def _file(e, model, folder):

@@ -1,0 +1,251 @@
+"""Findings about attention: how S_ext grows with T and over its bonds, what moves it, theory beside it, drift."""
+
+from __future__ import annotations
+
+from statistics import fmean
+
+import torch
+
+from artent.study.analysis import laws, residuals, sensitivity
+from artent.study.analysis.nohair import relative_change
+from artent.study.findings.finding import FAILS, HOLDS, OPEN, OURS, Finding, few_seeds, listed, setting, value_of
+
+__all__ = [
+    "drift",
+    "external_chain",
+    "external_hyperparameters",
+    "external_law",
+    "external_steps",
+    "theory_attention",
+]
+
+AREA_LAW = "External entanglement follows an area law with logarithmic corrections"
+ALIKE = 0.05  # exponents c closer than this are not told apart, however narrow the interval over texts
+FOLLOWS = 0.2  # nats: S_ext nearer than this to a formula is described by it
+FORMS = {"calabrese-cardy": "Calabrese and Cardy's form", "linear": "a volume law", "flat": "no growth"}
+
+
+def external_law(s):
+    """c of S_ext = c ln T + b: an area law with a logarithmic correction has 0 < c < 1, a volume law 1.
+
+    Every model is judged, the base and every method's: between 0 and the exponent of a local window at these lengths,
+    which is a volume law's at finite T. Methods by the wider of their intervals over texts and over seeds.
+    """
+    paper = f"{AREA_LAW}: S_ext = c·ln T + b with c between 0 and 1."
+    found = laws.growths(s)
+    if "base" not in found:
+        return None
+    volume, c = laws.window_exponent(s), found["base"].texts
+    ends = {"base": (c.low, c.high)}
+    for m in s.methods:
+        if growth := found.get(m.name):
+            known = [x for x in (growth.texts, growth.seeds) if x is not None and x.n > 1]
+            ends[m.name] = (min(x.low for x in known), max(x.high for x in known)) if known else (c.value, c.value)
+    nulls = {"untrained model": found["untrained"].texts.value} if "untrained" in found else {}
+    nulls |= {name: s.fits[name]["c"] for name in s.growth_nulls if name in s.fits}
+    detail = f"Base model: c = {c}, interval over texts."
+    if nulls:
+        detail += f" Nulls: {', '.join(f'{name} {x:.2f}' for name, x in nulls.items())}."
+    treated = {name.split(", ")[1]: g.texts for name, g in found.items() if name.startswith("base, ")}
+    if treated:
+        detail += f" {'; '.join(f'{name}: c = {x}' for name, x in treated.items())}."
+    numbers = {"base: c": c.numbers, "base: c of every layer": found["base"].layers}
+    numbers |= {f"base, {name}: c": x.numbers for name, x in treated.items()} | {f"{k}: c": x for k, x in nulls.items()}
+    numbers["c of a volume law at these lengths (local window)"] = volume
+    for m in s.methods:
+        if m.name in found:
+            numbers[f"{m.label}: c"] = (found[m.name].seeds or found[m.name].texts).numbers
+    if c.n and c.n < s.config.judge.seeds:
+        claim = "Too few texts to tell how attention entanglement grows"
+        return Finding("external-law", claim, detail, OPEN, paper, numbers)
+    laws_of = {name: _law(low, high, volume) for name, (low, high) in ends.items()}
+    claim, standing = {
+        "area": ("Attention entanglement does not grow with length: an area law", FAILS),
+        "logarithm": ("Attention entanglement grows as c·ln T with c between 0 and 1", HOLDS),
+        "volume": ("Attention entanglement grows like its maximum ln T: a volume law", FAILS),
+        "neither": ("Attention entanglement follows neither law", FAILS),
+        "undecided": ("These texts do not settle how attention entanglement grows", OPEN),
+    }[laws_of["base"]]
+    labels = {"base": "the base model", **{m.name: m.label for m in s.methods}}
+    differing = [labels[name] for name, law in laws_of.items() if law != laws_of["base"]]
+    if differing:
+        detail += f" Otherwise in {listed(differing)}."
+        claim, standing = f"How attention entanglement grows depends on the model: {listed(differing)} differ", OPEN
+        fine_tuned = {law for name, law in laws_of.items() if name != "base"}
+        standing = FAILS if "logarithm" not in fine_tuned and "undecided" not in fine_tuned else standing
+    near = min(nulls, key=lambda name: abs(nulls[name] - c.value), default=None)
+    if near is not None and (c.low <= nulls[near] <= c.high or abs(nulls[near] - c.value) < ALIKE):
+        detail += f" The null “{near}” grows alike, so c alone does not tell learned attention from it."
+        claim += f", as the null “{near}” does" if standing == HOLDS else ""
+    return Finding("external-law", claim, detail, standing, paper, numbers)
+
+
+def external_chain(s):
+    """The law's other reading: the bonds of one A as a chain."""
+    paper = f"{AREA_LAW}, read over the bonds of one attention matrix: Calabrese and Cardy's form."
+    forms = {m: found for m in ("base", *s.runs) if (found := laws.chain_forms(s, m)) is not None}
+    if not forms:
+        if s.config.measure.chain_texts and not s.chains:
+            return None  # records from before there were chains
+        detail = "No attention matrix was profiled at every bond: set measure.chain_texts."
+        return Finding("external-chain", "The bonds of A were not measured", detail, OPEN, paper)
+    judged = forms.get("base") or next(iter(forms.values()))
+    shares = ", ".join(f"{100 * share:.0f} % {FORMS[form]}" for form, share in judged.shares.items())
+    detail = f"Best form of {judged.heads} heads by Akaike's criterion: {shares}. Share of Calabrese and Cardy's with "
+    detail += f"its interval over heads: {judged.cardy}; their c {judged.c:.2f}."
+    tuned = [found.shares["calabrese-cardy"] for model, found in forms.items() if model != "base"]
+    if tuned:
+        detail += f" Of {len(tuned)} fine-tuned models that share is {min(tuned):.2f} to {max(tuned):.2f}."
+    numbers = {"share of heads, Calabrese–Cardy": judged.cardy.numbers}
+    numbers |= {f"share of heads, {form}": share for form, share in judged.shares.items() if form != "calabrese-cardy"}
+    numbers |= {f"mean Akaike weight, {form}": weight for form, weight in judged.weights.items()}
+    best = max(judged.shares, key=judged.shares.get)
+    if judged.cardy.low > 0.5:
+        claim, standing = "Over its bonds, the entropy of most heads has Calabrese and Cardy's form", HOLDS
+    elif judged.cardy.high < 0.5:
+        claim, standing = f"Over the bonds of A most heads follow {FORMS[best]}, not Calabrese and Cardy's form", FAILS
+        if best == "calabrese-cardy":
+            claim = "Over the bonds of A no form fits most heads"
+    else:
+        claim, standing = "The heads do not settle which form the bonds of A follow", OPEN
+    return Finding("external-chain", claim, detail, standing, paper, numbers)
+
+
+def external_steps(s):
+    """Whether training moves S_ext by more than the margin."""
+    paper = "External entanglement is robust to the number of training steps."
+    shifts, margin = sensitivity.step_shifts(s), s.config.judge.margin
+    judged = [m for m in s.methods if m.kind == "lora" and m.name in shifts]
+    judged = judged or [m for m in s.methods if m.name in shifts]
+    if not judged:
+        return None
+    labels = {m.name: m.label for m in s.methods}
+    told = "; ".join(
+        f"{labels[name]}: {test.mean:.3f} (at most {test.high:.3f}) from step {steps[0]} to {steps[1]}"
+        for name, (test, _, steps) in shifts.items()
+    )
+    detail = f"Shift of S_ext of T = {s.step_length}, nats, rms over heads in excess of the seeds' spread: {told}. "
+    detail += f"Margin {margin:g} nats."
+    numbers = {}
+    for name, (test, largest, _) in shifts.items():
+        numbers[f"{labels[name]}: shift"] = [test.mean, test.low, test.high]
+        numbers[f"{labels[name]}: largest of the mean over seeds"] = largest
+    tests = [shifts[m.name][0] for m in judged]
+    beyond = [m.label for m in judged if shifts[m.name][0].beyond]
+    if beyond:
+        claim, standing = f"Training moves S_ext by more than {margin:g} nats: {listed(beyond)}", FAILS
+    elif all(test.equivalent for test in tests):
+        claim, standing = f"Training moves S_ext by less than {margin:g} nats", HOLDS
+    else:
+        claim, standing = f"Whether training moves S_ext by less than {margin:g} nats is not settled", OPEN
+    if few := few_seeds(s, judged):
+        detail, standing = f"{detail} {few}", OPEN
+    return Finding("external-steps", claim, detail, standing, paper, numbers)
+
+
+def external_hyperparameters(s):
+    """Whether LoRA's hyper-parameters leave S_ext within the margin: equivalence, not the absence of a difference."""
+    paper = "External entanglement is robust to LoRA's hyper-parameters."
+    margin, loras = s.config.judge.margin, {m.name: m.label for m in s.config.methods if m.kind == "lora"}
+    if not loras:
+        return None
+    shifts = sensitivity.attention_shifts(s)
+    judged = [shift for shift in shifts if shift.of in loras]
+    if not judged:
+        detail = "S_ext was measured in no sweep of LoRA: give the study one, and measure.sweep_texts of 1 or more."
+        return Finding(
+            "external-hyperparameters", "S_ext against hyper-parameters was not measured", detail, OPEN, paper
+        )
+    labels, numbers, told = {m.name: m.label for m in s.config.methods}, {}, []
+    for shift in shifts:
+        where = f"{setting(shift.vary)} of {labels[shift.of]}"
+        told.append(f"{where}: " + ", ".join(f"{d:.3f} at {value_of(value)}" for value, d in shift.shifts.items()))
+        numbers |= {f"{where} = {value_of(value)}: shift": d for value, d in shift.shifts.items()}
+        numbers[f"{where}: between seeds"] = shift.within
+    detail = (
+        f"Distance of S_ext from the method's own setting, nats, rms over heads: {'; '.join(told)}. Two seeds of one "
+    )
+    detail += f"setting: {fmean(shift.within for shift in judged):.3f}. Margin {margin:g}."
+    beyond = list(dict.fromkeys(setting(shift.vary) for shift in judged if shift.beyond))
+    if few := min(shift.seeds for shift in judged) < s.config.judge.seeds:
+        detail += f" Their spread takes {s.config.judge.seeds} seeds, there are {min(x.seeds for x in judged)}."
+    if few:
+        claim, standing = "S_ext against hyper-parameters", OPEN
+    elif beyond:
+        claim, standing = f"Hyper-parameters move S_ext by more than {margin:g} nats: {listed(beyond)}", FAILS
+    elif all(shift.same for shift in judged):
+        which = listed(dict.fromkeys(setting(shift.vary) for shift in judged))
+        claim, standing = f"S_ext stays within {margin:g} nats whatever the {which}", HOLDS
+    else:
+        open_ = listed(dict.fromkeys(setting(shift.vary) for shift in judged if not shift.same))
+        claim, standing = f"Whether S_ext stays within {margin:g} nats is not settled for {open_}", OPEN
+    return Finding("external-hyperparameters", claim, detail, standing, paper, numbers)
+
+
+def theory_attention(s):
+    """Outlier and bulk beside the measured S_ext; c from logits of the measured spread."""
+    paper = "Random matrix theory accounts for the entropy of attention: an outlier beside a bulk."
+    model = "base" if "base" in s.chains else next(iter(s.chains), None)
+    mixture = residuals.attention_mixture(s, model) if model is not None else None
+    if mixture is None:
+        return None
+    c, gaussian = s.fits.get("base", {}).get("c"), s.fits.get("Gaussian logits", {}).get("c")
+    detail = f"S at the cut of {mixture.line.n} heads beside h(p₁) + (1 − p₁)(ln T_eff − ½), rms in nats over heads: "
+    detail += (
+        f"{mixture.line} with T_eff = T, {mixture.fitted} with the one T_eff that fits best, {mixture.share:.2f} T, "
+    )
+    detail += f"which explains {100 * mixture.explained:.0f} % of the variance between heads."
+    numbers = {
+        "rms, T_eff = T": mixture.line.numbers,
+        "rms, T_eff fitted": mixture.fitted.numbers,
+        "T_eff / T": mixture.share,
+        "variance between heads explained": mixture.explained,
+        "mean p₁": mixture.top,
+    }
+    if c is not None and gaussian is not None:
+        detail += f" Independent Gaussian logits of the measured spread have c = {gaussian:.2f}, the model {c:.2f}."
+        numbers |= {"c measured": c, "c of Gaussian logits": gaussian}
+    detail += f" S counts as described within {FOLLOWS} nats."
+    if mixture.line.high <= FOLLOWS:
+        claim, standing = "An outlier beside a random bulk describes the entropy of attention", HOLDS
+    elif mixture.fitted.low > FOLLOWS:
+        claim, standing = "An outlier beside a random bulk does not describe the entropy of attention", FAILS
+    elif mixture.fitted.high <= FOLLOWS:
+        claim = (
+            f"An outlier beside a bulk of {mixture.share:.2f} T states, not of T, describes the entropy of attention"
+        )
+        standing = FAILS
+    else:
+        claim, standing = "The heads do not settle whether an outlier beside a bulk describes attention", OPEN
+    return Finding("theory-attention", claim, detail, standing, paper, numbers)
+
+
+def drift(s):
+    """Relative change of a head's row entropy against the base."""
+    if "base" not in s.entropy:
+        return None
+    changes = {}
+    for m in s.methods:
+        each = [s.entropy[(m.name, seed)] for seed in s.seeds(m.name) if (m.name, seed) in s.entropy]
+        if each:
+            change = torch.stack([relative_change(entropy.mT, s.entropy["base"].mT) for entropy in each])
+            changes[m.label] = change.nanmean().item()
+    if not changes:
+        return None
+    told = "; ".join(f"{label}: {100 * change:.1f} %" for label, change in changes.items())
+    claim = "Fine-tuning moved attention's row entropies"
+    if max(changes.values()) < 0.05:
+        claim = "Fine-tuning hardly moved the row entropies"
+    detail = f"Mean relative change of a head's Shannon entropy a row (not S_ext) against the base: {told}."
+    return Finding("drift", claim, detail, OURS, None, {f"{k}: relative change": x for k, x in changes.items()})
+
+
+def _law(low, high, volume):
+    """What an interval of c says, in the words of ``external_law``; ``volume`` is what a volume law has at least."""
+    if low <= 0 <= high:
+        return "undecided" if high >= volume else "area"
+    if high < 0 or low > 1:
+        return "neither"
+    if high < volume:
+        return "logarithm"
+    return "volume" if low >= volume or high >= 1 else "undecided"

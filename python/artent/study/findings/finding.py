@@ -1,0 +1,92 @@
+"""A finding: a claim, where it stands, and the numbers behind it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from statistics import fmean
+
+from artent.study.analysis.statistics import interval
+
+__all__ = [
+    "FAILS",
+    "FAULT",
+    "HOLDS",
+    "OPEN",
+    "OURS",
+    "Finding",
+    "few_seeds",
+    "listed",
+    "of_kind",
+    "over_seeds",
+    "per_seed",
+    "setting",
+    "value_of",
+]
+
+HOLDS, FAILS, OPEN, OURS, FAULT = "holds", "does not hold", "not enough data", "measured here", "fault"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a study found about one question. Every word of it is chosen by the numbers.
+
+    Attributes:
+        key: of the question, the same in every study.
+        claim: a sentence.
+        detail: the statistics behind it, a sentence or two.
+        standing: "holds", "does not hold" or "not enough data" of what the paper reports; "measured here" of what it
+            does not; "fault" of what cannot be.
+        paper: what arXiv 2601.06788 reports, in this project's words; None where the question is ours.
+        numbers: for a table; scalars, and [value, low, high] where there is an interval, None an end not known.
+    """
+
+    key: str
+    claim: str
+    detail: str
+    standing: str
+    paper: str | None = None
+    numbers: dict = field(default_factory=dict)
+
+
+def listed(labels):
+    """The labels as words: a, b and c."""
+    labels = list(labels)
+    return labels[0] if len(labels) == 1 else ", ".join(labels[:-1]) + " and " + labels[-1]
+
+
+def few_seeds(s, methods):
+    """Why these methods give no verdict, a sentence; None where all have the seeds that one takes."""
+    need = s.config.judge.seeds
+    short = [(m.label, len(s.seeds(m.name))) for m in methods if len(s.seeds(m.name)) < need]
+    if not short:
+        return None
+    told = listed(f"{label} has {n}" for label, n in short)
+    return f"A verdict takes {need} seeds a method; {told}."
+
+
+def of_kind(s, kind):
+    """The methods of a kind that have a finished run."""
+    return [m for m in s.methods if m.kind == kind]
+
+
+def over_seeds(s, method, quantity):
+    """A profile's attribute: mean over modules, with its interval over seeds."""
+    return interval(per_seed(s, method, quantity), s.config.judge.confidence)
+
+
+def per_seed(s, method, quantity):
+    """A profile's attribute at the last step of every seed, mean over modules."""
+    runs = [s.last_profiles((method.name, seed)) for seed in s.seeds(method.name)]
+    return [fmean(float(getattr(p, quantity)) for p in run.values()) for run in runs]
+
+
+def setting(vary):
+    """A hyper-parameter as readers know it."""
+    return {"learning_rate": "learning rate", "init": "initialisation", "chi": "χ", "alpha": "α"}.get(vary, vary)
+
+
+def value_of(value):
+    """A hyper-parameter's value as readers know it."""
+    if isinstance(value, (bool, str)):
+        return "the default" if value is True else str(value)
+    return f"{value:.3g}"
