@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from artent.plots.base import COLOURS, new_axes, plt
 
 __all__ = ["chart", "charts"]
@@ -64,7 +66,7 @@ def _lines(ax, spec, colours):
             ax.fill_between(*zip(*s["band"]), color=colour, alpha=0.15, linewidth=0)
         ax.plot(
             *zip(*s["points"]),
-            label=s["name"] or None,
+            label=_words(s["name"]) or None,
             color=colour,
             linewidth=0.8 * width,
             linestyle="none" if not width else "-" if dash == "none" else (0, tuple(map(float, dash.split()))),
@@ -77,6 +79,8 @@ def _lines(ax, spec, colours):
         ax.annotate(
             mark["label"], (mark["x"], 1), xycoords=("data", "axes fraction"), ha="center", va="bottom", size="small"
         )
+    if spec.get("yregion"):
+        ax.axhspan(*spec["yregion"], color="#009E73", alpha=0.08, linewidth=0)
     for level in spec.get("levels", ()):
         ax.axhline(level["y"], color="0.6", linestyle=":", linewidth=1, zorder=0)
         at = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom", "size": "small", "color": "0.35"}
@@ -149,5 +153,5 @@ def _heat(ax, spec, colours):
 
 
 def _words(text):
-    """Names come from configurations: a dollar sign is no mathematics."""
-    return text.replace("$", r"\$")
+    """S_ext and W_Q with subscripts. Names come from configurations: a dollar sign of theirs is no mathematics."""
+    return re.sub(r"\b([SWrDT])_(ext|int|eff|\w)(?!\w)", r"$\1_\\mathrm{\2}$", text.replace("$", r"\$"))

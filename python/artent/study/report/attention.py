@@ -9,7 +9,7 @@ import torch
 
 from artent import theory
 from artent.study.report import overview
-from artent.study.report.updates import over_seeds
+from artent.study.report.updates import margin_about, over_seeds
 from artent.study.report.view import line, span
 
 __all__ = ["charts", "families"]
@@ -52,8 +52,12 @@ def _exponents(view):
     rows = [row("base model", s.fits["base"], "ink", "diamond")] if "base" in s.fits else []
     for m in view.methods:
         style = {key: view.style[m.name][key] for key in ("color", "marker")}
-        fits = [s.fits[stage] for stage in view.stages(m) if stage in s.fits]
-        rows += [row(f"{m.label}, seed {seed}", fit, **style) for seed, fit in zip(s.seeds(m.name), fits)]
+        fits = [row(m.label, s.fits[stage], **style) for stage in view.stages(m) if stage in s.fits]
+        if fits:  # one row for all seeds, its bar from the lowest end of their intervals to the highest
+            ends = [end for each in fits for end in each["interval"]]
+            points = [v for each in fits for v in each.get("points", ())]
+            value = {"value": fmean(each["value"] for each in fits), "interval": [min(ends), max(ends)]}
+            rows.append({**fits[0], **value, **({"points": points} if points else {})})
     rows += [row("untrained model", s.fits["untrained"], "other")] if "untrained" in s.fits else []
     rows += [row(name, s.fits[name], "null") for name in s.growth_nulls if name in s.fits]
     if not rows:
@@ -79,7 +83,9 @@ def _over_steps(view):
     title = f"S_ext at T = {view.s.step_length}, nats"
     x = {"title": "step", "ticks": sorted({x for one in series for x, _ in one["points"]})}
     label = f"{title}, mean over layers, heads and texts, over the steps of training."
-    return {"type": "lines", "legend": True, "label": label, "x": x, "y": {"title": title}, "series": series}
+    region = margin_about(view, (at for one in series for _, at in one["points"]))
+    about = {"type": "lines", "legend": True, "label": label, "yregion": region}
+    return {**about, "x": x, "y": {"title": title}, "series": series}
 
 
 def _drift(view):

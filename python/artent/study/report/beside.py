@@ -58,7 +58,8 @@ def differences(names, summaries):
 
 def _table(title, first, head, rows):
     table = f"<thead><tr><th scope='col'>{first}</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
-    return f"<section><h2>{title}</h2><div class='scroll'><table class='beside'>{table}</table></div></section>"
+    scrolled = f"<div class='scroll' tabindex='0'><table class='beside'>{table}</table></div>"
+    return f"<section><h2>{title}</h2>{scrolled}</section>"
 
 
 def _setting(value):

@@ -116,7 +116,7 @@ def explorer_section(view):
         "drawn at the last step.</p>"
         f"<figure data-explorer><div class='controls'>{selects}{slider}</div>"
         "<div class='plot' id='explorer-plot'></div>"
-        f"<div class='scroll'><table "
+        f"<div class='scroll' tabindex='0'><table "
         f"class='numbers'><thead><tr>{head}</tr></thead><tbody></tbody></table></div></figure></section>"
     )
 

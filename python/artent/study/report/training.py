@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import isfinite
 from statistics import fmean
 
-from artent.study.report.updates import over_seeds, view_legend
+from artent.study.report.updates import margin_about, over_seeds, view_legend
 from artent.study.report.view import QUANTITIES, line, span
 
 __all__ = ["charts", "families", "unit"]
@@ -184,6 +184,8 @@ def _sweeps(view, quantities):
                 key = vary if len(quantities) == 1 else f"{quantity}|{vary}"
                 label = f"{title}, against the {name}."
                 made[key] = {"type": "lines", "height": 300, "label": label, "x": x, "y": y, "series": series}
+                if quantity == "s_ext":
+                    made[key]["yregion"] = margin_about(view, (at for one in series for _, at in one["points"]))
     told = {**{q: short for q, (short, _) in QUANTITIES.items()}, "loss": "held-out loss", "s_ext": "S_ext"}
     shown = [q for q in quantities if len(quantities) == 1 or any(key.startswith(f"{q}|") for key in made)]
     controls = (

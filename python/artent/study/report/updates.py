@@ -215,6 +215,13 @@ def _over_steps(view, quantity, title):
     return {"type": "lines", "label": label, "x": x, "y": {"title": title}, "series": series}
 
 
+def margin_about(view, values):
+    """The equivalence margin about the middle of some values of S_ext: (low, high)."""
+    low, high = span(values)
+    middle, margin = (low + high) / 2, view.s.config.judge.margin
+    return [middle - margin, middle + margin]
+
+
 def over_seeds(view, method, runs):
     """A line through the means of runs ``[(x, y)]`` that share their x, with the range over them."""
     rows = list(zip(*runs))

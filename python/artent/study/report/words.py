@@ -13,7 +13,7 @@ PAPER = "https://arxiv.org/abs/2601.06788"
 
 def told(text):
     """Text as HTML: escaped, with S_ext, r_int and W_Q set with their subscripts."""
-    return re.sub(r"\b([SWr])_(ext|int|\w)(?!\w)", r"\1<sub>\2</sub>", html.escape(str(text)))
+    return re.sub(r"\b([SWrDT])_(ext|int|eff|\w)(?!\w)", r"\1<sub>\2</sub>", html.escape(str(text)))
 
 
 def badge(standing):
@@ -121,7 +121,7 @@ PARTS = (
                 "Area law with a logarithmic correction, over T",
                 (
                     ("growth", "S_ext against T", "Lines are means over layers, heads and texts."),
-                    ("exponents", "The exponent c", "Bars: interval, bootstrapped over texts. Faint: single heads."),
+                    ("exponents", "The exponent c", "Bars: intervals over texts, of all seeds. Faint: single heads."),
                 ),
             ),
             Claim(
@@ -139,12 +139,24 @@ PARTS = (
             Claim(
                 "external-steps",
                 "Robust over training steps",
-                (("attention-steps", "S_ext over the steps", "Bands: range over seeds."),),
+                (
+                    (
+                        "attention-steps",
+                        "S_ext over the steps",
+                        "Bands: range over seeds. Shaded: as wide as the margin.",
+                    ),
+                ),
             ),
             Claim(
                 "external-hyperparameters",
                 "Robust to hyper-parameters",
-                (("sweep-attention", "S_ext against a setting", "At the end of each run, on the same texts."),),
+                (
+                    (
+                        "sweep-attention",
+                        "S_ext against a setting",
+                        "At the end of each run, on the same texts. Shaded: as wide as the margin.",
+                    ),
+                ),
             ),
             Claim(
                 "theory-attention",

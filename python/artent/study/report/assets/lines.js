@@ -1,5 +1,5 @@
 // Lines over x: {type: "lines", label, height?, x: {title, kind?, ticks?, short?}, y: {title, kind?, min?, max?, digits?},
-//   marks: [{x, label}], levels: [{y, label}], arrows: [{x, from, to, label, tags?}],
+//   marks: [{x, label}], levels: [{y, label}], yregion?: [low, high], arrows: [{x, from, to, label, tags?}],
 //   series: [{name, color, points: [[x, y]], dash?, width?, faint?, marker?, band?: [[x, low, high]], tags?}]}
 // A series is drawn where none of its tags (its name, if it has none) is switched off in the legend.
 "use strict";
@@ -20,7 +20,7 @@ function drawLines(holder, spec, off) {
   const series = all.filter((s) => !tagsOf(s).some((tag) => off.has(tag)));
   const [xLow, xHigh] = extent(all.flatMap((s) => s.points.map((p) => p[0])), [0, 1]);
   const seen = (series.length ? series : all).flatMap((s) => [...s.points.map((p) => p[1]), ...(s.band || []).flatMap((b) => [b[1], b[2]])]);
-  const [low, high] = extent([...seen, ...(spec.levels || []).map((l) => l.y)], [0, 1]), log = spec.y.kind === "log";
+  const [low, high] = extent([...seen, ...(spec.levels || []).map((l) => l.y), ...(spec.yregion || [])], [0, 1]), log = spec.y.kind === "log";
   const room = (high - low || Math.abs(high) || 1) * 0.05;
   const yLow = spec.y.min ?? (log ? low / 1.08 : low - room), yHigh = spec.y.max ?? (log ? high * 1.08 : high + room);
   const yTicks = log ? logTicks(yLow, yHigh) : niceTicks(yLow, yHigh, 4);
@@ -34,6 +34,10 @@ function drawLines(holder, spec, off) {
   const y = scale(spec.y.kind, yLow, yHigh, height - bottom, top);
 
   const svg = frame(holder, width, height, spec.label);
+  if (spec.yregion) {
+    const [from, to] = spec.yregion.map(y);
+    svgNode("rect", { x: left, width: width - right - left + 4, y: to, height: from - to, class: "region" }, svg);
+  }
   title.forEach((line, i) => svgNode("text", { x: 0, y: 12 + 15 * i, class: "axis" }, svg, line));
   for (const tick of yTicks) {
     svgNode("line", { x1: left, x2: width - right + 4, y1: y(tick), y2: y(tick), class: "grid" }, svg);

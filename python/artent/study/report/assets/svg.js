@@ -20,7 +20,7 @@ const htmlNode = (tag, attributes, parent, text) => {
 // S_ext, W_Q and r_ext with their subscripts set as such, in SVG and in HTML. Names come from configurations: as text only.
 const write = (node, text) => {
   const drawn = node.namespaceURI === "http://www.w3.org/2000/svg";
-  String(text).split(/(?<=\b[SWr])_(ext|int|\w)(?!\w)/).forEach((part, i) => {
+  String(text).split(/(?<=\b[SWrDT])_(ext|int|eff|\w)(?!\w)/).forEach((part, i) => {
     if (!drawn) return node.append(i % 2 ? htmlNode("sub", {}, null, part) : part);
     const span = document.createElementNS(node.namespaceURI, "tspan");
     span.textContent = part;
