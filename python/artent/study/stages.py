@@ -37,7 +37,7 @@ class Stages:
         parts = [corpus.probe(n, measure.length) for corpus, n in ((old, half), (new, measure.texts - half)) if n]
         self.probe = torch.cat(parts)
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        self.collate = None if config.data.packing else collate(0 if pad is None else pad)
+        self.collate = collate(0 if pad is None else pad)
         self.device = models.device_of(config.training)
 
     def base(self):

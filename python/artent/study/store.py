@@ -21,7 +21,6 @@ __all__ = ["BASE", "Store", "current_records", "stage_of"]
 BASE = "base"  # the method name under which pretraining, the base and the untrained model are recorded
 # What may differ when a study goes on: where and how safely it runs, and how its numbers are judged.
 _FREE = ("training.device", "training.parallel", "training.save_every", "judge", "sweep", "controls")
-_KEPT = ("start", "parameters", "checkpoint")  # of an interrupted stage, beside what was measured up to the step
 
 
 def stage_of(record):
@@ -52,7 +51,8 @@ def current_records(records):
 
 
 def _survives(record, step):
-    return record["kind"] in _KEPT or record.get("step", step + 1) <= step
+    """What was measured up to the step; the rest of an interrupted stage is recorded anew."""
+    return record.get("step", step + 1) <= step
 
 
 class Store:
