@@ -209,10 +209,8 @@ def _mixture(view):
     chain = view.s.chains.get("base")
     if chain is None:
         return None
-    top = chain.top.flatten().clamp(1e-9, 1 - 1e-9)
     T = max(view.s.lengths) if view.s.lengths else max(view.s.config.measure.lengths)
-    h = -(top * top.log() + (1 - top) * (1 - top).log())
-    predicted = (h + (1 - top) * (log(T) - 0.5)).tolist()
+    predicted = [theory.mixture_entropy(p, T) for p in chain.top.flatten().tolist()]
     measured = chain.s_cut.flatten().tolist()
     ends = [0.0, max(*predicted, *measured)]
     heads = {"name": "heads of the base model", "color": "ink", "width": 0, "marker": "diamond"}

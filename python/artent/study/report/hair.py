@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from math import isfinite
 from statistics import median
 
 import torch
 
+from artent.study.analysis import nohair
 from artent.study.report.view import span
 
 __all__ = ["charts"]
@@ -17,6 +18,7 @@ def charts(view):
         "hair-updates": _strip(view, *_updates(view), "S of ΔW at the cut, nats", "module, in layer order"),
         "ratios": _ratios(view),
         "distances": _distances(view),
+        "equivalence": _equivalence(view),
     }
     heads = _attention(view)
     if heads:
@@ -63,16 +65,14 @@ def _strip(view, values, units, y, x):
 
 
 def _rms(pairs):
-    """Root mean square over pairs of runs, a value a unit; each run (units, samples)."""
+    """Root mean square over samples and pairs of runs, a value a unit; each run (units, samples)."""
     return torch.stack([(a - b).square().nanmean(-1) for a, b in pairs]).mean(0).sqrt()
 
 
 def _differences(runs):
     """(between methods, between seeds), rms of every unit; None where there are no such pairs."""
-    keys = sorted(runs)
-    methods = [(runs[a], runs[b]) for a, b in combinations(keys, 2) if a[0] != b[0] and a[1] != b[1]]
-    seeds = [(runs[a], runs[b]) for a, b in combinations(keys, 2) if a[0] == b[0]]
-    return (_rms(methods), _rms(seeds)) if methods and seeds else None
+    found = nohair.method_seed_ratio(runs)
+    return None if found is None else found[1:]
 
 
 def _unit_runs(view):
@@ -160,3 +160,29 @@ def _controls(view, at):
         if runs:
             found[s.labels[name]] = runs
     return found
+
+
+def _equivalence(view):
+    """The test itself: what methods differ beyond seeds, pair by pair, and the same of controls, with intervals."""
+    s, judge = view.s, view.s.config.judge
+    names = [m.name for m in view.methods]
+    pairs = nohair.attention_pairs(nohair.final_attention(s), names, judge.margin, judge.confidence)
+    rows = [(f"{s.labels[p.a]} and {s.labels[p.b]}", "ink", "circle", p.excess) for p in pairs]
+    controls = nohair.control_differences(s, judge.margin, judge.confidence)
+    rows += [(f"control: {s.labels[name]}", "other", "diamond", each) for name, each in controls.items()]
+    rows = [
+        {"name": name, "color": color, "marker": marker, "value": each.mean, "interval": [each.low, each.high]}
+        for name, color, marker, each in rows
+        if isfinite(each.high)
+    ]
+    if not rows:
+        return None
+    high = max(1.2 * judge.margin, *(row["interval"][1] for row in rows))
+    return {
+        "type": "dots",
+        "label": "Excess of S_ext between methods over that between seeds, with intervals; controls below.",
+        "x": {"title": "excess over seeds, rms over heads, nats", "min": 0, "max": 1.03 * high, "digits": 3},
+        "refs": [{"x": judge.margin, "label": f"margin {judge.margin:g}"}],
+        "region": [0, judge.margin],
+        "rows": rows,
+    }

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from typing import NamedTuple
 
-from artent.study.report.view import matrix_of
+from artent.study.report.view import matrix_of, read
 
 __all__ = ["TABLES", "Table"]
 
@@ -55,7 +55,7 @@ def _updates(s, _):
         for module, steps in sorted(modules.items()):
             for step, p in sorted(steps.items()):
                 at = {**_stage(stage), **_module(module), "step": step, "rank": p.rank}
-                yield {**at, **{key: float(getattr(p, key)) for key in keys}}
+                yield {**at, **{key: read(p, key) for key in keys}}
 
 
 def _nulls(s, _):
@@ -133,7 +133,7 @@ def _sweep(s, _):
     for run in s.sweeps:
         modules = s.last_profiles(run.stage).values() if run.stage in s.profiles else ()
         seen = s.last_attention(run.stage)
-        means = {key: sum(float(getattr(p, key)) for p in modules) / len(modules) if modules else None for key in keys}
+        means = {key: sum(read(p, key) for p in modules) / len(modules) if modules else None for key in keys}
         external = None if seen is None else seen.s_ext.nanmean().item()
         told = {"method": run.of, "seed": run.seed, "vary": run.vary, "value": run.value, "loss": run.loss}
         yield {**told, **means, "s_ext": external, **run.settings}
@@ -197,7 +197,7 @@ TABLES = {
             ("valley_depth", "max_entropy less cut_entropy"),
             ("valley_fraction", "valley_depth as a share of max_entropy"),
             ("effective_rank", "exp of cut_entropy"),
-            ("slope", "of S against ln D before the cut"),
+            ("slope", "dS/d ln D on the rising side"),
         ),
         _updates,
     ),
@@ -279,7 +279,7 @@ TABLES = {
             ("valley_depth", "nats"),
             ("cut_entropy", "S at the row|column cut"),
             ("effective_rank", "exp S at the cut"),
-            ("slope", "of S against ln D before the cut"),
+            ("slope", "dS/d ln D on the rising side"),
             S_EXT,
             *((key, "as the run had it") for key in ("learning_rate", "rank", "alpha", "chi", "init")),
         ),

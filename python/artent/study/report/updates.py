@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from artent.study.report.view import QUANTITIES, line, span
+from artent import theory
+from artent.study.report.view import QUANTITIES, line, read, span
 
 __all__ = ["charts", "families"]
 
@@ -14,7 +15,7 @@ DRAWN = ["valley_depth", "effective_rank"]  # of what is chosen on the page, as 
 
 def charts(view):
     return {
-        "slopes": _quantity(view, "slope", "slope of S against ln D, from the first bond up", null=True),
+        "slopes": _quantity(view, "slope", "slope dS/d ln D on the rising side", null=True),
         "valley": _quantity(view, "valley_depth", "valley depth, nats", null=True),
         "valley-excess": _excess(view),
         "effective-rank": _effective_ranks(view),
@@ -55,9 +56,7 @@ def view_legend(view):
 
 def _each(view, method, quantity):
     """A quantity at the last step: one list over modules a seed."""
-    return [
-        [float(getattr(p, quantity)) for p in view.s.last_profiles(stage).values()] for stage in view.stages(method)
-    ]
+    return [[read(p, quantity) for p in view.s.last_profiles(stage).values()] for stage in view.stages(method)]
 
 
 def _row(view, method, runs, **more):
@@ -109,15 +108,9 @@ def _null_values(view, method, quantity):
         if quantity == "valley_depth":
             found.append(max(S) - S[at])
         elif quantity == "slope":
-            found.append(float(_with_entropy(profile, S).slope))
+            rise = theory.fit_rise(S, profile.dims, profile.cut, profile.rank)
+            found += [rise["linear"].coefficient] if rise else []
     return found
-
-
-def _with_entropy(profile, S):
-    from dataclasses import replace
-
-    S = profile.entropy.new_tensor(S)
-    return replace(profile, entropy=S, lower=S, upper=S)
 
 
 def _excess(view):
@@ -235,10 +228,7 @@ def _by_layer(view, quantity, title, matrix):
     series = []
     for m in view.methods:
         runs = [
-            [
-                (layer, float(getattr(view.s.last(stage, module), quantity)))
-                for layer, module in view.matrices[matrix].items()
-            ]
+            [(layer, read(view.s.last(stage, module), quantity)) for layer, module in view.matrices[matrix].items()]
             for stage in view.stages(m)
         ]
         series.append(over_seeds(view, m, runs))

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections import defaultdict
 from functools import cached_property
+from math import nan
 from statistics import fmean
 
 import torch
 
-__all__ = ["QUANTITIES", "View", "line", "matrix_of", "module_label", "span"]
+from artent.study.analysis import laws
 
-# What can be read off a profile: attribute, words, digits.
+__all__ = ["QUANTITIES", "View", "line", "matrix_of", "module_label", "read", "span"]
+
+# What can be read off a profile: its name here, what a control calls it, what an axis does.
 QUANTITIES = {
     "valley_depth": ("valley depth", "valley depth, nats"),
     "cut_entropy": ("S at the cut", "S at the row|column cut, nats"),
     "effective_rank": ("effective rank", "effective rank, exp S at the cut"),
     "max_entropy": ("greatest S", "greatest S over the bonds, nats"),
-    "slope": ("slope", "slope of S against ln D before the cut"),
+    "slope": ("slope", "slope dS/d ln D on the rising side"),
 }
 
 # Three families that stay apart under every common colour blindness: blue, orange to brown, green. In each, lightness
@@ -43,6 +46,14 @@ def matrix_of(name):
     layer = next((int(part) for part in parts if part.isdecimal()), None)
     short = parts[-1].removesuffix("_proj")
     return (f"W_{short.upper()}" if len(short) == 1 else parts[-1]), layer
+
+
+def read(profile, quantity):
+    """One of ``QUANTITIES`` of a profile; NaN for the slope of one that rises over fewer than three bonds."""
+    if quantity != "slope":
+        return float(getattr(profile, quantity))
+    found = laws.slope(profile)
+    return nan if found is None else found
 
 
 def line(name, color, x, y, **style):
@@ -132,14 +143,12 @@ class View:
         found = defaultdict(list)
         for steps in self.s.profiles[stage].values():
             for step, profile in steps.items():
-                found[step].append(float(getattr(profile, quantity)))
+                found[step].append(read(profile, quantity))
         return [(step, fmean(found[step])) for step in sorted(found)]
 
     def mean_last(self, stage, quantity):
         """Mean over modules of a profile's attribute at the last step, of one stage; None without profiles."""
-        return (
-            fmean(float(getattr(p, quantity)) for p in last.values()) if (last := self.s.last_profiles(stage)) else None
-        )
+        return fmean(read(p, quantity) for p in last.values()) if (last := self.s.last_profiles(stage)) else None
 
     def heads(self, model):
         """S_ext of every head at the longest length, mean over texts, (layers, heads)."""

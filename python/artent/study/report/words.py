@@ -195,10 +195,15 @@ PARTS = (
                         "Value: median.",
                     ),
                     (
+                        "equivalence",
+                        "The test",
+                        "What two methods differ beyond what seeds do, with its interval. Within the shaded margin: "
+                        "alike. Controls must lie beyond it, or the test has no power.",
+                    ),
+                    (
                         "distances",
                         "Distances and controls",
-                        "Shaded: within the margin. Controls beyond it show that the test can fail. Value: median "
-                        "over heads.",
+                        "Every head by itself, seeds included. Shaded: within the margin. Value: median over heads.",
                     ),
                 ),
             ),
