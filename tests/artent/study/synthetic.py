@@ -311,7 +311,7 @@ def _measured(e, method, stage, module, moved):
     elif e.rise == "log":
         S = 0.3 + 0.8 * position.log()
     else:
-        S = torch.full_like(l, 1.5)
+        S = torch.full_like(l, 0.6)
     dip = {"full-ft": e.full_dip, "lora": e.lora_dip, "mps": e.mps_dip}["full-ft" if rank is None else method.kind]
     S = S - (dip + moved) * torch.exp(-((l - CUT) ** 2))
     S = S + noise("update", stage, module, shape=(11,), scale=e.update_noise)

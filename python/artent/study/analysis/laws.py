@@ -38,8 +38,11 @@ class Growth(NamedTuple):
 
 
 class Forms(NamedTuple):
-    """Which form the bonds of A follow: ``shares`` of heads that each fits best, ``cardy`` that of Calabrese–Cardy with
-    its bootstrap interval over heads, ``weights`` Akaike's mean, ``c`` the mean coefficient of Calabrese–Cardy."""
+    """Which form the bonds of A follow, over its heads.
+
+    ``shares`` of heads that each fits best; ``weights`` Akaike's, means; ``cardy`` that of Calabrese–Cardy with its
+    bootstrap interval over heads; ``c`` the mean coefficient of Calabrese–Cardy.
+    """
 
     shares: dict[str, float]
     cardy: Estimate
@@ -110,10 +113,10 @@ def chain_forms(s, model) -> Forms | None:
     fits = [theory.fit_chain(S, chain.dims) for S in chain.entropy.flatten(0, 1)]
     weights = [theory.akaike_weights(fit) for fit in fits]
     best = [max(w, key=w.get) for w in weights]
-    wins = torch.tensor([form == "calabrese-cardy" for form in best], dtype=torch.float64)
+    cardy = torch.tensor([w["calabrese-cardy"] for w in weights], dtype=torch.float64)
     return Forms(
         {form: best.count(form) / len(best) for form in FORMS},
-        bootstrap(wins, s.config.judge.confidence),
+        bootstrap(cardy, s.config.judge.confidence),
         {form: fmean(w[form] for w in weights) for form in FORMS},
         fmean(fit["calabrese-cardy"].coefficient for fit in fits),
         len(fits),

@@ -248,11 +248,8 @@ def _anderson(profiles, runs, seed):
     squared = torch.cdist(x, x).square()
 
     def within(groups):  # large where the groups differ: little is left within them
-        total = 0.0
-        for kind in set(groups):
-            at = [i for i, group in enumerate(groups) if group == kind]
-            total += squared[at][:, at].sum().item() / (2 * len(at))
-        return -total
+        member = torch.nn.functional.one_hot(torch.tensor(groups)).double()
+        return -((member.T @ squared * member.T).sum(1) / (2 * member.sum(0))).nan_to_num().sum().item()
 
     names = [run[0] for run in runs]
     return permutation_test([names.index(name) for name in names], within, seed=seed)

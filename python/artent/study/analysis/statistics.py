@@ -114,7 +114,7 @@ def welch(a: Sequence[float], b: Sequence[float], confidence: float) -> Estimate
     return Estimate(difference, difference - half, difference + half, n)
 
 
-def permutation_test(groups: Sequence[int], statistic, draws: int = 4000, seed: int = 0) -> float:
+def permutation_test(groups: Sequence[int], statistic, draws: int = 2000, seed: int = 0) -> float:
     """P(statistic under exchanged labels ≥ the one observed).
 
     Args:

@@ -7,31 +7,34 @@ cannot decide, that. What was not measured gives no finding, or one that says wh
 from artent.study.findings import attention, nohair, training, updates, valleys
 from artent.study.findings.finding import FAILS, FAULT, HOLDS, OPEN, OURS, Finding
 
-__all__ = ["FAILS", "FAULT", "HOLDS", "OPEN", "OURS", "Finding", "findings_of"]
+__all__ = ["FAILS", "FAULT", "HOLDS", "OPEN", "OURS", "QUESTIONS", "Finding", "findings_of"]
+
+
+# In the order in which they are told: what judges the paper, then what is ours.
+QUESTIONS = {
+    "volume-law": updates.volume_law,
+    "valley": valleys.valley,
+    "valley-full-ft": valleys.valley_full_ft,
+    "valley-sensitive": valleys.valley_sensitive,
+    "theory-updates": updates.theory_updates,
+    "external-law": attention.external_law,
+    "external-chain": attention.external_chain,
+    "external-steps": attention.external_steps,
+    "external-hyperparameters": attention.external_hyperparameters,
+    "no-hair": nohair.no_hair,
+    "theory-attention": attention.theory_attention,
+    "mps-valley": training.mps_valley,
+    "mps-loss": training.mps_loss,
+    "rank-use": updates.rank_use,
+    "off-cut": updates.off_cut,
+    "drift": attention.drift,
+    "learning": training.learning,
+    "learning-rates": training.learning_rates,
+    "rank-bound": updates.rank_bound,
+}
 
 
 def findings_of(s):
-    """The findings of a Summary: faults first, then what judges the paper in its order, then what is ours."""
-    asked = (
-        updates.volume_law,
-        valleys.valley,
-        valleys.valley_full_ft,
-        valleys.valley_sensitive,
-        updates.theory_updates,
-        attention.external_law,
-        attention.external_chain,
-        attention.external_steps,
-        attention.external_hyperparameters,
-        nohair.no_hair,
-        attention.theory_attention,
-        training.mps_valley,
-        training.mps_loss,
-        updates.rank_use,
-        updates.off_cut,
-        attention.drift,
-        training.learning,
-        training.learning_rates,
-        updates.rank_bound,
-    )
-    found = [finding for question in asked if (finding := question(s)) is not None]
+    """The findings of a Summary, in the order of ``QUESTIONS``, but for faults, which come first."""
+    found = [finding for question in QUESTIONS.values() if (finding := question(s)) is not None]
     return sorted(found, key=lambda finding: finding.standing != FAULT)  # stable

@@ -77,6 +77,8 @@ def external_law(s):
     if near is not None and (c.low <= nulls[near] <= c.high or abs(nulls[near] - c.value) < ALIKE):
         detail += f" The null “{near}” grows alike, so c alone does not tell learned attention from it."
         claim += f", as the null “{near}” does" if standing == HOLDS else ""
+    if few := few_seeds(s, s.methods):
+        detail, standing = f"{detail} {few}", OPEN
     return Finding("external-law", claim, detail, standing, paper, numbers)
 
 
@@ -91,14 +93,14 @@ def external_chain(s):
         return Finding("external-chain", "The bonds of A were not measured", detail, OPEN, paper)
     judged = forms.get("base") or next(iter(forms.values()))
     shares = ", ".join(f"{100 * share:.0f} % {FORMS[form]}" for form, share in judged.shares.items())
-    detail = f"Best form of {judged.heads} heads by Akaike's criterion: {shares}. Share of Calabrese and Cardy's with "
-    detail += f"its interval over heads: {judged.cardy}; their c {judged.c:.2f}."
+    detail = f"Best form of {judged.heads} heads by Akaike's criterion: {shares}. Mean Akaike weight of the "
+    detail += f"first, with its interval over heads: {judged.cardy}; its c {judged.c:.2f}."
     tuned = [found.shares["calabrese-cardy"] for model, found in forms.items() if model != "base"]
     if tuned:
-        detail += f" Of {len(tuned)} fine-tuned models that share is {min(tuned):.2f} to {max(tuned):.2f}."
-    numbers = {"share of heads, Calabrese–Cardy": judged.cardy.numbers}
-    numbers |= {f"share of heads, {form}": share for form, share in judged.shares.items() if form != "calabrese-cardy"}
+        detail += f" In {len(tuned)} fine-tuned models its share of heads is {min(tuned):.2f} to {max(tuned):.2f}."
+    numbers = {f"share of heads, {form}": share for form, share in judged.shares.items()}
     numbers |= {f"mean Akaike weight, {form}": weight for form, weight in judged.weights.items()}
+    numbers |= {"mean Akaike weight, calabrese-cardy": judged.cardy.numbers, "mean c": judged.c}
     best = max(judged.shares, key=judged.shares.get)
     if judged.cardy.low > 0.5:
         claim, standing = "Over its bonds, the entropy of most heads has Calabrese and Cardy's form", HOLDS
@@ -108,6 +110,8 @@ def external_chain(s):
             claim = "Over the bonds of A no form fits most heads"
     else:
         claim, standing = "The heads do not settle which form the bonds of A follow", OPEN
+    if few := few_seeds(s, s.methods):
+        detail, standing = f"{detail} {few}", OPEN
     return Finding("external-chain", claim, detail, standing, paper, numbers)
 
 
@@ -217,6 +221,8 @@ def theory_attention(s):
         standing = FAILS
     else:
         claim, standing = "The heads do not settle whether an outlier beside a bulk describes attention", OPEN
+    if few := few_seeds(s, s.methods):
+        detail, standing = f"{detail} {few}", OPEN
     return Finding("theory-attention", claim, detail, standing, paper, numbers)
 
 

@@ -34,7 +34,7 @@ def no_hair(s):
     if isfinite(worst.excess.high):
         most = max(pair.excess.mean for pair in attention)
         words.append(
-            f"S_ext of one method in excess of another beyond what seeds differ, nats rms over heads: at most {most:.3f}, "
+            f"S_ext of one method in excess of another beyond what seeds differ, nats rms over heads: {most:.3f}, "
             f"below {worst.excess.high:.3f} at {sure} ({labels[worst.a]}, {labels[worst.b]}); margin {margin:g}."
         )
     else:

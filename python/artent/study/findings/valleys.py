@@ -102,7 +102,7 @@ def valley_full_ft(s):
                 f" In excess of random matrices of its shape, {listed(lost)} is not: there the rank makes the depth."
             )
     else:
-        claim, standing = "Too few or too different seeds tell LoRA's depth from full FT's", OPEN
+        claim, standing = "Seeds are too few or too different to tell LoRA's depth from full FT's", OPEN
     if len(full) < 2:
         other = "of the targets alone" if full[0].train == "all" else "of all weights"
         detail += f" Full FT {other} was not run."

@@ -1,0 +1,205 @@
+"""Every claim, on data for which it holds, for which it fails, and that are too few: the verdict turns each time."""
+
+import math
+from dataclasses import asdict
+from functools import cache
+
+import pytest
+from artent.records import read_records
+from artent.study.findings import FAILS, FAULT, HOLDS, OPEN, OURS, QUESTIONS, findings_of
+from artent.study.summary import Summary
+from study import synthetic
+from study.synthetic import METHODS, SWEEP, Effects
+
+JUDGED = (
+    "volume-law",
+    "valley",
+    "valley-full-ft",
+    "valley-sensitive",
+    "theory-updates",
+    "external-law",
+    "external-chain",
+    "external-steps",
+    "external-hyperparameters",
+    "no-hair",
+    "theory-attention",
+    "mps-valley",
+    "mps-loss",
+)
+OUR_OWN = ("rank-use", "off-cut", "drift", "learning", "learning-rates", "rank-bound")
+LORAS, ONE_SWEEP = METHODS[2:4], SWEEP[:2]
+
+
+def found(effects, keys=QUESTIONS):
+    """The findings of a study with these effects, those of ``keys`` alone."""
+    summary = Summary(synthetic.records(effects))
+    answers = {key: QUESTIONS[key](summary) for key in keys}
+    return {key: finding for key, finding in answers.items() if finding is not None}
+
+
+@cache
+def as_published():
+    return found(Effects())
+
+
+@pytest.mark.parametrize("key", JUDGED)
+def test_on_data_made_as_the_paper_reports_every_claim_holds(key):
+    finding = as_published()[key]
+    assert finding.standing == HOLDS, finding.detail
+    assert finding.paper
+    assert finding.numbers
+
+
+def test_every_question_is_answered_once_and_in_order():
+    assert tuple(QUESTIONS) == tuple(as_published()) == JUDGED + OUR_OWN
+    assert all(as_published()[key].standing == OURS and as_published()[key].paper is None for key in OUR_OWN)
+    for finding in as_published().values():
+        for value in finding.numbers.values():
+            for number in value if isinstance(value, list) else [value]:
+                assert number is None or math.isfinite(number), (finding.key, finding.numbers)
+
+
+# What is changed of the data, and what turns: {key: (standing, words of the claim or the detail)}.
+TURNS = {
+    "rise of a logarithm": ({"rise": "log"}, {"volume-law": (FAILS, "a logarithm rather than a volume law")}),
+    "no rise": (
+        {"rise": "flat", "lora_dip": 0.0, "mps_dip": 0.0},
+        {
+            "volume-law": (FAILS, "no growth"),
+            "valley": (FAILS, "no entanglement valley"),
+            "mps-valley": (FAILS, "MPS's updates have no"),
+        },
+    ),
+    "a valley in MPS alone": (
+        {"rise": "flat", "lora_dip": 0.0},
+        {"mps-valley": (FAILS, "LoRA's of its rank have none")},
+    ),
+    "a valley of the rank": (
+        {"lora_dip": 0.0},
+        {"valley": (HOLDS, "as deep as the rank alone makes it"), "valley-full-ft": (HOLDS, "deeper than full FT's")},
+    ),
+    "a valley that seeds scatter": (
+        {"update_noise": 0.5},
+        {"valley-full-ft": (OPEN, "too few or too different")},
+    ),
+    "deeper in full FT": ({"full_dip": 2.0}, {"valley-full-ft": (FAILS, "does not set LoRA apart")}),
+    "excess deeper in full FT": ({"full_dip": 1.2}, {"valley-full-ft": (HOLDS, "In excess of random matrices")}),
+    "nothing moves the valley": (
+        {"sweep": ONE_SWEEP, "varied": {"*": 0.0}},
+        {"valley-sensitive": (FAILS, "Neither moves the valley")},
+    ),
+    "the learning rate alone moves it": (
+        {"sweep": ONE_SWEEP, "varied": {"learning_rate": 0.3, "*": 0.0}},
+        {"valley-sensitive": (HOLDS, "moves with learning rate, by more than between seeds, not with α")},
+    ),
+    "half the slope": ({"slope": 0.5}, {"theory-updates": (FAILS, "not random"), "volume-law": (HOLDS, "volume law")}),
+    "more than the spectrum": ({"off_cut": 0.5}, {"off-cut": (OURS, "hold more than the spectrum")}),
+    "volume law": ({"c": 0.995}, {"external-law": (FAILS, "a volume law")}),
+    "area law": ({"c": 0.0}, {"external-law": (FAILS, "an area law")}),
+    "shrinking": ({"c": -0.3}, {"external-law": (FAILS, "neither law")}),
+    "texts that differ": ({"text_noise": 1.5}, {"external-law": (OPEN, "do not settle")}),
+    "as a null grows": ({"c": 0.76}, {"external-law": (HOLDS, "as the null “Gaussian logits” does")}),
+    "A of a volume law": ({"cardy": "linear"}, {"external-chain": (FAILS, "most heads follow a volume law")}),
+    "A of no growth": ({"cardy": "flat"}, {"external-chain": (FAILS, "most heads follow no growth")}),
+    "training moves attention": ({"attention_drift": 0.3}, {"external-steps": (FAILS, "by more than 0.1 nats")}),
+    "training may move it": ({"attention_drift": 0.09, "seed_noise": 0.06}, {"external-steps": (OPEN, "not settled")}),
+    "rank moves attention": (
+        {"attention_varied": {"rank": 0.4, "*": 0.0}},
+        {"external-hyperparameters": (FAILS, "by more than 0.1 nats: rank")},
+    ),
+    "rank may move it": (
+        {"attention_varied": {"rank": 0.11, "*": 0.0}},
+        {"external-hyperparameters": (OPEN, "not settled for rank")},
+    ),
+    "methods tell": ({"method_shift": 0.3}, {"no-hair": (FAILS, "Attention tells methods apart")}),
+    "methods may tell": ({"method_shift": 0.07}, {"no-hair": (OPEN, "neither equivalent nor different")}),
+    "seeds drown methods": ({"seed_noise": 0.5}, {"no-hair": (OPEN, "neither equivalent nor different")}),
+    "updates do not tell": (
+        {"alike_updates": True, "rise": "flat", "lora_dip": 0.0, "mps_dip": 0.0},
+        {"no-hair": (FAILS, "Updates do not tell methods apart")},
+    ),
+    "broken models are not told": (
+        {"control_shift": 0.03, "c": 0.25},
+        {"no-hair": (OPEN, "does not tell broken models")},
+    ),
+    "without controls": ({"controls": ()}, {"no-hair": (OPEN, "by a test of unknown power")}),
+    "a smaller bulk": ({"bulk": 0.3}, {"theory-attention": (FAILS, "bulk of 0.3")}),
+    "no bulk": ({"bulk_noise": 1.5}, {"theory-attention": (FAILS, "does not describe")}),
+    "MPS worse": ({"mps_loss": 0.3}, {"mps-loss": (FAILS, "above LoRA's")}),
+    "MPS better": ({"mps_loss": -0.3}, {"mps-loss": (FAILS, "below LoRA's")}),
+    "nothing learned": ({"learned": 0.0}, {"learning": (OURS, "hardly learned")}),
+    "better at another rate": ({"loss_noise": 0.3}, {"learning-rates": (OURS, "")}),
+    "beyond the bound": ({"beyond_bound": 0.1}, {"rank-bound": (FAULT, "exceed their rank bound")}),
+    "no sweep": (
+        {"sweep": ()},
+        {"valley-sensitive": (OPEN, "was not measured"), "external-hyperparameters": (OPEN, "was not measured")},
+    ),
+    "LoRA alone": (
+        {"methods": LORAS},
+        {"valley-full-ft": None, "mps-valley": None, "mps-loss": None, "valley": (HOLDS, "entanglement valley")},
+    ),
+    "one method": (
+        {"methods": METHODS[:1], "sweep": (), "controls": ()},
+        {"no-hair": (OPEN, "No comparison"), "valley": None},
+    ),
+    "no chain": ({"chain": False}, {"external-chain": None, "theory-attention": None}),
+    "no steps": ({"step_records": False}, {"external-steps": None, "no-hair": (HOLDS, "Not compared at matched loss")}),
+}
+
+
+@pytest.mark.parametrize("turn", TURNS)
+def test_verdicts_turn_with_the_data(turn):
+    changed, expected = TURNS[turn]
+    findings = found(Effects(**changed), expected)
+    for key, wanted in expected.items():
+        if wanted is None:
+            assert key not in findings
+            continue
+        finding, (standing, words) = findings[key], wanted
+        assert finding.standing == standing, f"{finding.claim} {finding.detail}"
+        assert words in f"{finding.claim}. {finding.detail}"
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+def test_too_few_seeds_give_no_verdict(seeds):
+    findings = found(Effects(seeds=seeds))
+    assert set(findings) == {*JUDGED, *OUR_OWN}
+    for key in JUDGED:
+        assert findings[key].standing == OPEN, (key, findings[key].claim)
+        assert findings[key].numbers
+    few = [key for key in JUDGED if "4" in findings[key].detail]
+    assert set(few) == set(JUDGED)  # and each says how many it would take
+
+
+def test_faults_come_first():
+    first, *_ = findings_of(Summary(synthetic.records(Effects(seeds=1, beyond_bound=0.1))))
+    assert (first.key, first.standing) == ("rank-bound", FAULT)
+
+
+def test_samples_are_told_beside_the_verdict(tmp_path):
+    folder = synthetic.write(tmp_path / "run", Effects(samples=True))
+    finding = {f.key: f for f in findings_of(Summary(read_records(folder / "results.jsonl"), folder))}["no-hair"]
+    assert finding.standing == HOLDS
+    assert "Total variation of attention rows: 0.011 between methods, 0.011 between seeds" in finding.detail
+    rows = "total variation of attention rows, "
+    assert (
+        finding.numbers[rows + "LoRA r = 16 at 10× its learning rate"][0]
+        > 5 * finding.numbers[rows + "between methods"]
+    )
+
+
+def test_a_control_that_diverged_is_not_told():
+    records = synthetic.records(Effects())
+    gone = [r for r in records if r.get("method") == "lora-10x" and r["kind"] in ("growth", "chain", "samples", "fit")]
+    records = [r for r in records if r not in gone]
+    starts = [r for r in records if r["kind"] == "done" and r.get("method") == "lora-10x"]
+    for done in starts:
+        records.insert(records.index(done), {**done, "kind": "diverged"})
+    findings = {f.key: f for f in findings_of(Summary(records))}
+    assert findings["no-hair"].standing == OPEN
+    assert "nothing shows that it can tell" in findings["no-hair"].detail
+    assert "Diverged" in findings["learning"].detail
+
+
+def test_a_finding_is_plain_data():
+    assert asdict(as_published()["valley"])["numbers"]["LoRA r = 4: depth"][0] == pytest.approx(1.3, abs=0.1)
