@@ -15,12 +15,12 @@ PARALLEL := -n auto --maxprocesses 4 --dist loadfile  # a process a core; ext an
 NATIVE := setup.py pyproject.toml artent_ext/_version.py $(shell find csrc -type f)
 CPP := $(shell find csrc tests/simt -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo test lint format bench bench-requirements wheel clean
+.PHONY: help demo test lint format docs bench bench-requirements wheel clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
-demo: $(VENV)/.built ## run the quick study (≤ 4 minutes on 2 cores) and write its report
+demo: $(VENV)/.built ## run the quick study (≤ 5 minutes on 2 cores) and write its report
 	$(BIN)/artent study --config quick --out $(RUN) --resume
 
 test: $(VENV)/.built $(VENV)/peft-$(OLDEST_PEFT) ## run the tests that need no GPU, the adapter's with the oldest PEFT too
@@ -39,6 +39,10 @@ format: $(VENV)/.ready ## put everything in style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP)
+
+docs: $(VENV)/.built $(VENV)/.docs ## build the documentation into docs/_build/html; warnings are errors
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -E -a -q -b html docs docs/_build/html
+	@echo "Documentation: docs/_build/html/index.html"
 
 bench: $(VENV)/.built bench-requirements ## compare with peers, side by side (a quiet machine, minutes)
 	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/profile_table.py --json benchmarks/results/cpu-profile.json
@@ -59,7 +63,7 @@ wheel: $(VENV)/.ready ## build a wheel into dist/
 	$(BIN)/python -m pip wheel --no-build-isolation --no-deps -w dist .
 
 clean: ## remove everything that make made, runs/ excepted
-	rm -rf $(VENV) build dist *.egg-info artent_ext/*.so
+	rm -rf $(VENV) build dist docs/_build *.egg-info artent_ext/*.so
 
 $(VENV)/.ready: requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -70,6 +74,10 @@ $(VENV)/.ready: requirements-dev.txt
 	@echo "== Virtual environment $(VENV) (once; downloads torch)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --progress-bar on -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/.docs: docs/requirements.txt $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet -r docs/requirements.txt
 	@touch $@
 
 $(VENV)/peft-$(OLDEST_PEFT): $(VENV)/.ready
