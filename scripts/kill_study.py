@@ -70,7 +70,8 @@ def proved(options, folder):
         took = min(took, copy.took)  # other work on the machine may have stretched the whole run
         differences = list(compare(whole, copy))
         same &= not differences
-        print(f"copy {copies}: {kills} kills, at {copy.moments}: {'differs' if differences else 'the same'}")
+        fell = "; ".join(copy.moments) or "none"
+        print(f"copy {copies}: {kills} kills ({fell}): {'differs' if differences else 'the same'}", flush=True)
         for difference in differences[:20]:
             print(f"  {difference}")
     print(
@@ -104,7 +105,7 @@ class Study:
         """Kill and resume until it ends, at most so many times; how many it were, None where it failed."""
         kills, begin = 0, time.monotonic()
         while True:
-            process = self.start(resume=kills > 0)
+            before, process = self.recorded(), self.start(resume=kills > 0)
             try:
                 wait = moments.uniform(0, took) if kills < most else None
                 failed = process.wait(wait)
@@ -114,18 +115,22 @@ class Study:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
                 kills += 1
-                self.moments.append(self.reached())
+                self.moments.append(self.reached(before))
 
-    def reached(self):
-        """Where the kill fell, in words: the last record that is whole."""
+    def reached(self, before):
+        """Where the kill fell, in words: after which whole record, if one was written since there were ``before``."""
+        records = self.recorded()
+        last = next((r for r in reversed(records[len(before) :]) if "method" in r), None)
+        return "starting up" if last is None else f"after {' '.join(map(str, (*stage_of(last), last['kind'])))}"
+
+    def recorded(self):
         path = self.folder / "results.jsonl"
-        last = next((r for r in reversed(read_records(path)) if "method" in r), None) if path.exists() else None
-        return "starting up" if last is None else " ".join(map(str, (*stage_of(last), last["kind"])))
+        return read_records(path) if path.exists() else []
 
     def results(self):
         """{(stage, kind, what of, how many before): record} of what counts, without the clock."""
         found, before = {}, Counter()
-        for record in current_records(read_records(self.folder / "results.jsonl")):
+        for record in current_records(self.recorded()):
             if record["kind"] in OF_THE_RUN:
                 continue
             what = [str(record.get(key)) for key in ("kind", "step", "module", "text", "model", "treatment", "control")]

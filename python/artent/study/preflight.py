@@ -37,9 +37,10 @@ def check(config, folder, resume=False):
         _check_writable(folder)
     _check_machine(config)
     _check_data(config.data)
-    shape = architecture.read_architecture(config.model, config.data.context)
-    _check_lengths(config, shape)
-    found = _check_methods(config, shape)
+    with torch.random.fork_rng(devices=()):  # making models moves it, on the meta device too
+        shape = architecture.read_architecture(config.model, config.data.context)
+        _check_lengths(config, shape)
+        found = _check_methods(config, shape)
     _check_model(config.model)
     if first:
         _check_disk(folder, disk.disk_use(config, shape, found))
@@ -163,7 +164,7 @@ def _check_init(method, told):
     import peft
 
     layer = torch.nn.Sequential(torch.nn.Linear(method.rank, method.rank, bias=False))
-    with torch.random.fork_rng(devices=()), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             options = {"target_modules": ["0"], "init_lora_weights": method.init}
@@ -181,12 +182,12 @@ def _check_disk(folder, needed):
     missing = max(0, needed.total - held) * MARGIN
     free = shutil.disk_usage(there).free
     if free < missing:
-        parts = ", ".join(f"{name.replace('_', ' ')} {_gib(size)}" for name, size in needed.items() if size)
+        parts = ", ".join(f"{name.replace('_', ' ')} {_bytes(size)}" for name, size in needed.items() if size)
         raise ValueError(
-            f"--out: {there} has {_gib(free)} free, but the study writes up to {_gib(missing)} ({parts}). Make room, "
-            "choose another --out, or keep no checkpoints (training.save_every=null)"
+            f"--out: {there} has {_bytes(free)} free, but the study writes up to {_bytes(missing)} ({parts}). Make "
+            "room, choose another --out, or keep no checkpoints (training.save_every=null)"
         )
 
 
-def _gib(size):
-    return f"{size / 2**30:.1f} GiB"
+def _bytes(size):
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

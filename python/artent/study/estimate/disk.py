@@ -29,7 +29,7 @@ def disk_use(config, architecture, trained):
     saving = config.training.save_every is not None and config.training.save_every < config.training.steps
     checkpoint = max((t.saved + 2 * t.gradients for t in trained.values()), default=0)
     small = config.model.small
-    weights = max(t.weights for t in trained.values())
+    weights = sum(p.nbytes for p in architecture.model(config.model.dtype).parameters())
     if small and saving:
         checkpoint = max(checkpoint, 3 * weights)  # of the pretraining
     adapters = [t for method, _ in runs if (t := trained[method.name]).method.kind != "full-ft"]

@@ -87,7 +87,8 @@ class Worker:
         tokens = training.batch * training.accumulation * T
         added = trained.trainable if trained is not None and trained.method.kind != "full-ft" else 0
         every = 2 * (self.products + added)  # a forward pass, which is as much as the gradients of all inputs
-        weights = (2 + training.checkpointing) * every + 2 * self._trained(trained)
+        again = every - 2 * self.a.vocab * self.a.hidden if training.checkpointing else 0  # all but the head
+        weights = 2 * every + again + 2 * self._trained(trained)
         attention = self._attention(T) * (3.5 + training.checkpointing)
         return tokens * (weights + attention)
 
