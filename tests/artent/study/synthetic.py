@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import zlib
 from dataclasses import asdict, dataclass, replace
+from functools import cache, cached_property
 from math import exp, log, pi, prod, sin
 
 import torch
@@ -98,7 +99,7 @@ class Effects:
     samples: bool = False
     beyond_bound: float = 0.0
 
-    @property
+    @cached_property
     def config(self):
         """The study's configuration."""
         values = StudyConfig("synthetic").to_dict()
@@ -294,8 +295,9 @@ def _file(e, model, folder):
 # Updates.
 
 
+@cache
 def line(rank):
-    """What random factors of the rank have at every bond, a full matrix without one."""
+    """What random factors of the rank have at every bond, a full matrix without one. Not to be written to."""
     return torch.tensor(
         theory.page_line(DIMS) if rank is None else theory.lora_line(DIMS, CUT, rank), dtype=torch.float64
     )
