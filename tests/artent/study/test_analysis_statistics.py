@@ -93,7 +93,7 @@ def test_equivalence_is_wrong_as_often_as_it_may_be():
 
 
 def test_the_permutation_test_is_wrong_as_often_as_it_may_be():
-    """No difference between five methods of 4 seeds: p ≤ 0.05 in 5 % of 150 draws (3 errors), of two in at most that."""
+    """Five methods of 4 seeds that do not differ: p ≤ 0.05 in 5 % of 150 draws (3 errors), of two in at most that."""
     runs, of_all, of_two = [(m, seed) for m in range(5) for seed in range(4)], [], []
     for at in range(150):
         x = draws(20, 6, seed=at)

@@ -94,7 +94,7 @@ TURNS = {
     ),
     "half the slope": ({"slope": 0.5}, {"theory-updates": (FAILS, "not random"), "volume-law": (HOLDS, "volume law")}),
     "more than the spectrum": ({"off_cut": 0.5}, {"off-cut": (OURS, "hold more than the spectrum")}),
-    "volume law": ({"c": 0.995}, {"external-law": (FAILS, "a volume law")}),
+    "volume law": ({"c": 0.995}, {"external-law": (FAILS, "as fast as a volume law")}),
     "area law": ({"c": 0.0}, {"external-law": (FAILS, "an area law")}),
     "shrinking": ({"c": -0.3}, {"external-law": (FAILS, "neither law")}),
     "texts that differ": ({"text_noise": 1.5}, {"external-law": (OPEN, "do not settle")}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from statistics import fmean
 from typing import NamedTuple
 
@@ -76,7 +77,7 @@ def attention_mixture(s, model) -> Mixture | None:
     chain = s.chains.get(model)
     if chain is None:
         return None
-    T = s.lengths[-1] if s.lengths else 1
+    T = prod(chain.dims[: chain.cut])
     p1, S = chain.top.flatten().tolist(), chain.s_cut.flatten()
     line = torch.tensor([theory.mixture_entropy(p, T) for p in p1], dtype=torch.float64)
     bulk = torch.tensor([1 - p for p in p1], dtype=torch.float64)

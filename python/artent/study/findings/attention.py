@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from statistics import fmean
 
 import torch
@@ -28,8 +29,8 @@ FORMS = {"calabrese-cardy": "Calabrese and Cardy's form", "linear": "a volume la
 def external_law(s):
     """c of S_ext = c ln T + b: an area law with a logarithmic correction has 0 < c < 1, a volume law 1.
 
-    Every model is judged, the base and every method's: between 0 and the exponent of a local window at these lengths,
-    which is a volume law's at finite T. Methods by the wider of their intervals over texts and over seeds.
+    Every model is judged, the base and every method's, by the wider of its intervals over texts and over seeds. At
+    finite T a volume law has less than 1: a local window's, whose entropy grows with T, is what c has to stay below.
     """
     paper = f"{AREA_LAW}: S_ext = c·ln T + b with c between 0 and 1."
     found = laws.growths(s)
@@ -58,11 +59,11 @@ def external_law(s):
     if c.n and c.n < s.config.judge.seeds:
         claim = "Too few texts to tell how attention entanglement grows"
         return Finding("external-law", claim, detail, OPEN, paper, numbers)
-    laws_of = {name: _law(low, high, volume) for name, (low, high) in ends.items()}
+    laws_of = {name: _law(found[name].texts.value, low, high, volume) for name, (low, high) in ends.items()}
     claim, standing = {
         "area": ("Attention entanglement does not grow with length: an area law", FAILS),
         "logarithm": ("Attention entanglement grows as c·ln T with c between 0 and 1", HOLDS),
-        "volume": ("Attention entanglement grows like its maximum ln T: a volume law", FAILS),
+        "volume": ("Attention entanglement grows as fast as a volume law does at these lengths", FAILS),
         "neither": ("Attention entanglement follows neither law", FAILS),
         "undecided": ("These texts do not settle how attention entanglement grows", OPEN),
     }[laws_of["base"]]
@@ -71,8 +72,7 @@ def external_law(s):
     if differing:
         detail += f" Otherwise in {listed(differing)}."
         claim, standing = f"How attention entanglement grows depends on the model: {listed(differing)} differ", OPEN
-        fine_tuned = {law for name, law in laws_of.items() if name != "base"}
-        standing = FAILS if "logarithm" not in fine_tuned and "undecided" not in fine_tuned else standing
+        standing = FAILS if not {"logarithm", "undecided"} & set(laws_of.values()) else standing
     near = min(nulls, key=lambda name: abs(nulls[name] - c.value), default=None)
     if near is not None and (c.low <= nulls[near] <= c.high or abs(nulls[near] - c.value) < ALIKE):
         detail += f" The null “{near}” grows alike, so c alone does not tell learned attention from it."
@@ -125,14 +125,14 @@ def external_steps(s):
         return None
     labels = {m.name: m.label for m in s.methods}
     told = "; ".join(
-        f"{labels[name]}: {test.mean:.3f} (at most {test.high:.3f}) from step {steps[0]} to {steps[1]}"
+        f"{labels[name]}: {test.mean:.3f}{_below(test.high)} from step {steps[0]} to {steps[1]}"
         for name, (test, _, steps) in shifts.items()
     )
     detail = f"Shift of S_ext of T = {s.step_length}, nats, rms over heads in excess of the seeds' spread: {told}. "
     detail += f"Margin {margin:g} nats."
     numbers = {}
     for name, (test, largest, _) in shifts.items():
-        numbers[f"{labels[name]}: shift"] = [test.mean, test.low, test.high]
+        numbers[f"{labels[name]}: shift"] = [test.mean, test.low, test.high if isfinite(test.high) else None]
         numbers[f"{labels[name]}: largest of the mean over seeds"] = largest
     tests = [shifts[m.name][0] for m in judged]
     beyond = [m.label for m in judged if shifts[m.name][0].beyond]
@@ -246,12 +246,16 @@ def drift(s):
     return Finding("drift", claim, detail, OURS, None, {f"{k}: relative change": x for k, x in changes.items()})
 
 
-def _law(low, high, volume):
-    """What an interval of c says, in the words of ``external_law``; ``volume`` is what a volume law has at least."""
+def _law(c, low, high, volume):
+    """What c and its interval say, as ``external_law`` calls it; ``volume`` is what a volume law has at least."""
     if low <= 0 <= high:
         return "undecided" if high >= volume else "area"
     if high < 0 or low > 1:
         return "neither"
-    if high < volume:
-        return "logarithm"
-    return "volume" if low >= volume or high >= 1 else "undecided"
+    if c >= volume - ALIKE:
+        return "volume"
+    return "logarithm" if high < volume else "undecided"
+
+
+def _below(high):
+    return f" (at most {high:.3f})" if isfinite(high) else ""

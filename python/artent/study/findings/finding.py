@@ -19,6 +19,7 @@ __all__ = [
     "of_kind",
     "over_seeds",
     "per_seed",
+    "sentence",
     "setting",
     "value_of",
 ]
@@ -57,11 +58,19 @@ def listed(labels):
 def few_seeds(s, methods):
     """Why these methods give no verdict, a sentence; None where all have the seeds that one takes."""
     need = s.config.judge.seeds
-    short = [(m.label, len(s.seeds(m.name))) for m in methods if len(s.seeds(m.name)) < need]
+    have = {m.label: len(s.seeds(m.name)) for m in methods}
+    short = {label: n for label, n in have.items() if n < need}
     if not short:
         return None
-    told = listed(f"{label} has {n}" for label, n in short)
+    told = listed(f"{label} has {n}" for label, n in short.items())
+    if len(short) == len(have) and len(set(short.values())) == 1:
+        told = f"there {'is' if 1 in short.values() else 'are'} {min(short.values())}"
     return f"A verdict takes {need} seeds a method; {told}."
+
+
+def sentence(words):
+    """With a capital letter; what begins with a symbol stays."""
+    return words[:1].upper() + words[1:]
 
 
 def of_kind(s, kind):

@@ -56,7 +56,7 @@ def no_hair(s):
         words.append(
             "Controls in excess of their reference: "
             + ", ".join(
-                f"{labels[name]} {test.mean:.2f}{'' if name in told else ' (not told)'}"
+                f"{labels[name]} {test.mean:.2f}{'' if name in told or not isfinite(test.high) else ' (not told)'}"
                 for name, test in controls.items()
             )
             + "."

@@ -40,7 +40,7 @@ def mps_valley(s):
     elif all(depth.low > SHALLOW for depth in (*lora, *mps)):
         claim, standing = "MPS's updates have an entanglement valley, as LoRA's do", HOLDS
     else:
-        claim, standing = "The depth at the cut differs too much between seeds to compare MPS with LoRA", OPEN
+        claim, standing = "Seeds are too few or too different to compare MPS's valley with LoRA's", OPEN
         if all(depth.value > SHALLOW for depth in (*lora, *mps)):
             claim = "MPS's updates have an entanglement valley in the runs so far, as LoRA's do"
     if few := few_seeds(s, [m for pair in pairs for m in pair]):

@@ -14,6 +14,7 @@ from artent.study.findings.finding import (
     listed,
     of_kind,
     over_seeds,
+    sentence,
 )
 
 __all__ = ["off_cut", "rank_bound", "rank_use", "theory_updates", "volume_law"]
@@ -55,7 +56,7 @@ def volume_law(s):
         elif all(_near_null(found[m.name]) for m in judged):
             claim += ", as random factors of their rank do"
     else:
-        claim, standing = "The slopes differ too much between seeds to tell a volume law", OPEN
+        claim, standing = "Seeds are too few or too different to tell a volume law", OPEN
     if few := few_seeds(s, judged):
         detail, standing = f"{detail} {few}", OPEN
     return Finding("volume-law", claim, detail, standing, paper, numbers)
@@ -97,7 +98,8 @@ def theory_updates(s):
     elif all(rms.high <= FOLLOWS for rms in lines):
         claim, standing = "The profiles follow the lines of random matrices", HOLDS
     else:
-        claim, standing = "Seeds differ too much to tell whether profiles follow the theory lines", OPEN
+        claim, standing = "Seeds are too few or too different to tell whether profiles follow the theory lines", OPEN
+    claim = sentence(claim)
     detail += f" A profile counts as described within {FOLLOWS} nats."
     if few := few_seeds(s, judged):
         detail, standing = f"{detail} {few}", OPEN

@@ -59,7 +59,7 @@ def valley(s):
         elif known and all(excess.high <= SHALLOW for excess in known.values()):
             claim += ", as deep as the rank alone makes it or less"
     else:
-        claim, standing = "The depth at the cut differs too much between seeds to tell a valley", OPEN
+        claim, standing = "Seeds are too few or too different to tell a valley", OPEN
         if few_seeds(s, loras) and all(depth.value > SHALLOW for depth in depths.values()):
             claim = "LoRA's updates have an entanglement valley in the runs so far"
     if few := few_seeds(s, loras):
