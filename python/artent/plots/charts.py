@@ -109,9 +109,13 @@ def _scale(axis, set_scale, told):
         axis.set_minor_formatter("")
     if "ticks" in told:
         names = told.get("names", {})
-        axis.set_ticks(told["ticks"], [str(names.get(tick, f"{tick:.3g}")) for tick in told["ticks"]])
+        axis.set_ticks(told["ticks"], [str(names.get(tick, _tick(tick))) for tick in told["ticks"]])
     elif told.get("kind") != "log":
         axis.get_major_locator().set_params(nbins=7)
+
+
+def _tick(value):
+    return f"{value:.0f}" if value == round(value) else f"{value:.3g}"
 
 
 def _dots(ax, spec, colours):

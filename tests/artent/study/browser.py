@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 NAMES = ("chromium", "google-chrome", "chromium-browser")
-FLAGS = "--headless=new --no-sandbox --disable-gpu --no-first-run --disable-extensions --disable-dev-shm-usage".split()
+FLAGS = ("headless=new", "no-sandbox", "disable-gpu", "no-first-run", "disable-extensions", "disable-dev-shm-usage")
 SECONDS = 60  # for one answer; a loaded machine is slow, never this slow
 
 # Puts the two ends where the browser looks for them, then becomes the browser.
@@ -41,7 +41,7 @@ class Browser:
         theirs_in, self.out = os.pipe()
         self.into, theirs_out = os.pipe()
         ends = [fcntl.fcntl(fd, fcntl.F_DUPFD, 10) for fd in (theirs_in, theirs_out)]  # clear of 3 and 4
-        command = [sys.executable, "-c", ONTO_3_AND_4, *map(str, ends), executable(), *FLAGS]
+        command = [sys.executable, "-c", ONTO_3_AND_4, *map(str, ends), executable(), *(f"--{flag}" for flag in FLAGS)]
         command += ["--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"]
         self.process = subprocess.Popen(
             command, pass_fds=ends, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

@@ -212,13 +212,13 @@ def _mixture(view):
     T = max(view.s.lengths) if view.s.lengths else max(view.s.config.measure.lengths)
     predicted = [theory.mixture_entropy(p, T) for p in chain.top.flatten().tolist()]
     measured = chain.s_cut.flatten().tolist()
-    ends = [0.0, max(*predicted, *measured)]
+    ends = list(span([*predicted, *measured]))
     heads = {"name": "heads of the base model", "color": "ink", "width": 0, "marker": "diamond"}
     return {
         "type": "lines",
         "label": "Entropy of every head of the base model as measured, against that of an outlier and a bulk.",
         "x": {"title": "h(p₁) + (1 − p₁)(ln T − ½), nats", "short": "predicted"},
-        "y": {"title": "S_ext as measured, nats", "min": 0},
+        "y": {"title": "S_ext as measured, nats"},
         "series": [
             line("as predicted", "null", ends, ends, width=1, dash="7 4"),
             {**heads, "points": sorted([p, q] for p, q in zip(predicted, measured))},

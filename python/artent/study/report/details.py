@@ -25,7 +25,7 @@ def header(view):
     )
     methods = ", ".join(method.label for method in view.methods)
     lead = (
-        f"{model}, fine-tuned for {c.training.steps:,} steps on {_data(s)}: {methods}; "
+        f"{model}, fine-tuned for {c.training.steps:,} steps on {_data(s)} by {methods}; "
         f"{_count(len(c.seeds), 'seed')} each. Entropies are in nats."
     )
     short = f"<p class='short' role='note'>{told(missing)}</p>" if missing else ""

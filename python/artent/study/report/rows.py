@@ -13,7 +13,7 @@ __all__ = ["TABLES", "Table"]
 RUN = (
     ("method", "name of the method, or of the control it stands for"),
     ("seed", "seed of the run"),
-    ("variant", "setting=value of a run of a sweep, else empty"),
+    ("setting", "setting=value of a run of a sweep, else empty"),
 )
 MODULE = (("module", "full name of the weight"), ("matrix", "W_Q, W_V, …"), ("layer", "its layer"))
 MODEL = (("model", "base, untrained, or the method's name"), ("seed", "seed of the run; empty for base and untrained"))
@@ -27,7 +27,7 @@ class Table(NamedTuple):
 
 
 def _stage(stage):
-    return {"method": stage[0], "seed": stage[1], "variant": stage[2] if len(stage) > 2 else None}
+    return {"method": stage[0], "seed": stage[1], "setting": stage[2] if len(stage) > 2 else None}
 
 
 def _module(name):

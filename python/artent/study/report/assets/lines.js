@@ -16,7 +16,7 @@ const extent = (values, fallback) => {
 
 function drawLines(holder, spec, off) {
   const width = Math.max(240, holder.clientWidth), height = spec.height || 290;
-  const all = spec.series.map((s) => ({ ...s, points: s.points.filter(([, b]) => Number.isFinite(b)) })).filter((s) => s.points.length);
+  const all = spec.series.map((s) => ({ ...s, points: s.points.filter(([, b]) => Number.isFinite(b)), band: s.band?.filter(([, a, b]) => Number.isFinite(a) && Number.isFinite(b)) })).filter((s) => s.points.length);
   const series = all.filter((s) => !tagsOf(s).some((tag) => off.has(tag)));
   const [xLow, xHigh] = extent(all.flatMap((s) => s.points.map((p) => p[0])), [0, 1]);
   const seen = (series.length ? series : all).flatMap((s) => [...s.points.map((p) => p[1]), ...(s.band || []).flatMap((b) => [b[1], b[2]])]);
@@ -45,9 +45,11 @@ function drawLines(holder, spec, off) {
   }
   let lastEnd = -Infinity;
   const whole = all.every((s) => s.points.every((p) => Number.isInteger(p[0])));
-  for (const tick of spec.x.ticks || (spec.x.kind === "log" ? logTicks(xLow, xHigh) : niceTicks(xLow, xHigh, width / 80, whole))) {
+  const xTicks = spec.x.ticks || (spec.x.kind === "log" ? logTicks(xLow, xHigh) : niceTicks(xLow, xHigh, width / 80, whole));
+  const xTold = spec.x.ticks || spec.x.kind === "log" ? new Map(xTicks.map((t) => [t, tickText(t, 3)])) : tickTexts(xTicks);
+  for (const tick of xTicks) {
     if (x(tick) < left || x(tick) > width - right + 1) continue;
-    const told = spec.x.names?.[tick] ?? tickText(tick), half = told.length * 3.4 + 4;
+    const told = spec.x.names?.[tick] ?? xTold.get(tick), half = told.length * 3.4 + 4;
     if (x(tick) - half < lastEnd) continue;
     lastEnd = x(tick) + half;
     svgNode("text", { x: Math.min(x(tick), width - half + 4), y: height - bottom + 17, class: "tick middle" }, svg, told);
@@ -61,7 +63,7 @@ function drawLines(holder, spec, off) {
     svgNode("line", { x1: left, x2: width - right, y1: y(level.y), y2: y(level.y), class: "mark" }, svg);
     svgNode("text", { x: width - right, y: y(level.y) - 5, class: "tick end halo" }, svg, level.label);
   }
-  for (const s of series.filter((each) => each.band)) {
+  for (const s of series.filter((each) => each.band?.length)) {
     const back = [...s.band].reverse().map((p) => [p[0], p[1]]);
     svgNode("path", { d: linePath([...s.band.map((p) => [p[0], p[2]]), ...back], x, y) + "Z", class: "band", style: `fill:${paint(s.color)}` }, svg);
   }
@@ -73,7 +75,7 @@ function drawLines(holder, spec, off) {
   for (const arrow of (spec.arrows || []).filter((each) => !(each.tags || []).some((tag) => off.has(tag)))) {
     const [at, from, to] = [x(arrow.x), y(arrow.from), y(arrow.to)];
     svgNode("path", { d: `M${at},${from}V${to}M${at - 4},${to + 6}L${at},${to}L${at + 4},${to + 6}M${at - 4},${from - 6}L${at},${from}L${at + 4},${from - 6}`, class: "arrow" }, svg);
-    svgNode("text", { x: at + 8, y: (from + to) / 2 + 4, class: "value halo" }, svg, arrow.label);
+    svgNode("text", { x: at + 8, y: Math.min(to + 16, from - 4), class: "value halo" }, svg, arrow.label);
   }
   holder.replaceChildren(svg);
   followPointer(holder, svg, spec, series.filter((s) => !s.faint && s.name), { x, top, floor: height - bottom });

@@ -68,10 +68,10 @@ const logTicks = (low, high) => {
   return decades.length >= 3 ? decades : inside;
 };
 
-// A tick as short as its value allows; of one axis, all with the digits of the finest.
-const tickText = (value) => {
-  const size = Math.abs(value), short = +value.toPrecision(3);
-  return (size && (size >= 1e5 || size < 1e-4) ? short.toExponential().replace("e+", "e") : String(short)).replace("-", "−");
+// A tick as short as its value allows, whole numbers in full; of one axis, all with the digits of the finest.
+const tickText = (value, digits = 8) => {
+  const size = Math.abs(value), short = Number.isInteger(value) ? value : +value.toPrecision(digits);
+  return (size && (size >= 1e6 || size < 1e-4) ? short.toExponential().replace("e+", "e") : String(short)).replace("-", "−");
 };
 
 const tickTexts = (ticks) => {
