@@ -21,10 +21,11 @@ class RankSuggestion:
     Attributes:
         ranks: the suggestion.
         kept: the share of ‖ΔW‖² that the best approximation of that rank keeps; a lower bound in modules of
-            ``bounded``, whose profiles are not exact.
+            ``bounded``.
         shapes: (m, n).
         nominal: the rank that the update has now, None for a dense one.
         alphas: lora_alpha of each module: α/r as it was, or as ``scaling`` says.
+        bounded: modules whose profiles are not exact.
         missed: modules whose rank ``maximum`` holds below the target.
         unchanged: modules without an update. They have no rank and are no targets.
         use_rslora: the adapter that was measured is scaled by α/√r.

@@ -8,6 +8,7 @@ supersedes whatever the earlier try left behind.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -128,6 +129,8 @@ class Store:
     def clear(self, stage):
         if self.processes.main:
             shutil.rmtree(self.scratch(stage), ignore_errors=True)
+            with contextlib.suppress(OSError):  # it is there no more, or another stage's lie in it
+                self.scratch(stage).parent.rmdir()
 
     def close(self):
         if self.writer is not None:
