@@ -21,29 +21,31 @@ def attention_entanglement(
     """S_ext of every head on prefixes of texts: entropy of attention at its row|column cut, in nats.
 
     Args:
-        model: a causal transformers model that uses the attention interface, as it is, under PEFT, or wrapped; it is run
-            once without gradient in eval mode and left as it was.
-        inputs: token ids (batch, T) or a mapping with ``input_ids`` and optionally ``attention_mask`` (batch, T) with 1 at
-            real tokens; further entries reach the model. Rows and columns of padding are left out.
-        lengths: numbers of real tokens, or one; default: the shortest text, halved down to 16. A causal model's leading
-            block *is* the prefix's attention, so one pass serves all lengths.
+        model: a causal transformers model that uses the attention interface, as it is, under PEFT, or wrapped; it is
+            run once without gradient in eval mode and left as it was.
+        inputs: token ids (batch, T) or a mapping with ``input_ids`` and optionally ``attention_mask`` (batch, T) with
+            1 at real tokens; further entries reach the model. Rows and columns of padding are left out.
+        lengths: numbers of real tokens, or one; default: the shortest text, halved down to 16. A causal model's
+            leading block *is* the prefix's attention, so one pass serves all lengths.
         layers: layer indices, default all.
-        variant: ``"raw"``: A itself. ``"sink_removed"``: the softmax with the first real token hidden, without its row: what
-            the other tokens make of each other; renormalised, since otherwise the mass that each row spends on the sink
-            would go on weighting the rows; a length T then is a (T−1)×(T−1) matrix. ``"row_normalised"``: every row
-            scaled to unit 2-norm, so that the few keys of early rows don't dominate.
-        method: ``"exact"``, eigenvalues of each head's T×T density matrix in float64, up to 4096 tokens; ``"streamed"``,
-            ``artent_ext.attention_spectral_entropy``, for any length, without a T×T matrix, with a standard error and
-            bounds; ``"auto"``, exact up to 1024 tokens and streamed above. A head costs O(T³) exactly, and streamed about
-            ten forward passes of its attention a length; heads are measured in groups of some 256 MiB.
-        rank, steps, seed: of the streamed method. ``seed`` fixes the random signs; heads and layers have different ones.
+        variant: ``"raw"``: A itself. ``"sink_removed"``: the softmax with the first real token hidden, without its
+            row: what the other tokens make of each other; renormalised, since otherwise the mass that each row spends
+            on the sink would go on weighting the rows; a length T then is a (T−1)×(T−1) matrix. ``"row_normalised"``:
+            every row scaled to unit 2-norm, so that the few keys of early rows don't dominate.
+        method: ``"exact"``, eigenvalues of each head's T×T density matrix in float64, up to 4096 tokens;
+            ``"streamed"``, ``artent_ext.attention_spectral_entropy``, for any length, without a T×T matrix, with a
+            standard error and bounds; ``"auto"``, exact up to 1024 tokens and streamed above. A head costs O(T³)
+            exactly, and streamed about ten forward passes of its attention a length; heads are measured in groups of
+            some 256 MiB.
+        rank, steps, seed: of the streamed method. ``seed`` fixes the random signs; heads and layers have different
+            ones.
         progress: called with the index of each layer as soon as it is measured.
 
     The row statistics are those of the whole text and of A itself in every variant. Source: ``docs/math.md`` §3, §4, §5.
 
     Raises:
-        TypeError, ValueError: inputs, lengths, layers, a variant or a method that can't be used, a model whose attention
-            isn't causal or doesn't pass through transformers' attention interface, NaN in attention.
+        TypeError, ValueError: inputs, lengths, layers, a variant or a method that can't be used, a model whose
+            attention isn't causal or doesn't pass through transformers' attention interface, NaN in attention.
     """
     inputs, real = check_inputs(inputs, _device(model))
     tokens = tuple(int(n) for n in real.sum(-1))
