@@ -41,7 +41,8 @@ def attention_entanglement(
             ones.
         progress: called with the index of each layer as soon as it is measured.
 
-    The row statistics are those of the whole text and of A itself in every variant. Source: ``docs/math.md`` §3, §4, §5.
+    The row statistics are those of the whole text and of A itself in every variant. Source: ``docs/math.md`` §3, §4,
+    §5.
 
     Raises:
         TypeError, ValueError: inputs, lengths, layers, a variant or a method that can't be used, a model whose
