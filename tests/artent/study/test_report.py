@@ -167,6 +167,9 @@ def test_names_from_configurations_stay_text():
     assert "overview-<i>v" in data_of(text)["charts"]
 
 
+BARE = {"seeds": 1, "sweep": (), "controls": (), "chain": False, "step_records": False}
+
+
 @pytest.mark.parametrize(
     "changed",
     [
@@ -175,17 +178,50 @@ def test_names_from_configurations_stay_text():
         {"sweep": (), "controls": ()},
         {"seeds": 1},
         {"methods": (Method("full-ft", 1e-3),), "sweep": (), "controls": ()},
-        {"methods": (Method("mps", 1e-2, rank=16, chi=8),), "sweep": (), "controls": (), "chain": False},
+        {"methods": (Method("mps", 1e-2, rank=16, chi=8),), "sweep": (), "controls": ()},
+        BARE,
     ],
     ids=lambda changed: "-".join(changed),
 )
-def test_what_was_not_measured_is_not_drawn(tmp_path, changed):
-    folder = synthetic.write(tmp_path / "study", synthetic.Effects(**{"seeds": 2, **changed}))
-    data = data_of(write_report(folder, draw_figures=False).read_text())
+def test_what_was_not_measured_is_not_drawn(changed):
+    summary = Summary(synthetic.records(synthetic.Effects(**{"seeds": 2, **changed})))
+    data = data_of(page.render(summary, []))
     assert ("chain" in data["charts"]) == changed.get("chain", True)
     assert ("sweep" in data["families"]) == (changed.get("sweep") is None)
     assert ("attention-steps" in data["charts"]) == changed.get("step_records", True)
     assert ("ratios" in data["charts"]) == ("seeds" not in changed and "methods" not in changed)
+
+
+def test_a_bare_study_is_reported_whole(tmp_path):
+    folder = synthetic.write(tmp_path / "study", synthetic.Effects(**BARE))
+    assert write_report(folder, draw_figures=False).exists()
+    assert not (folder / "tables" / "chain.csv").exists()
+
+
+def test_what_is_not_finite_is_left_out(tmp_path):
+    """A diverged run, and texts that are too short: gaps, no numbers made of them."""
+    records = synthetic.records(synthetic.Effects(seeds=2, controls=()))
+    for record in records:
+        if record.get("method") == "lora-r4" and record["kind"] == "loss" and record["step"] > 0:
+            record["loss"] = float("nan")
+        if record.get("method") == "mps-r16" and record["kind"] == "growth":
+            record["s_ext"][-1] = [[[None] * synthetic.HEADS] * synthetic.TEXTS] * synthetic.LAYERS
+    summary = Summary(records)
+    charts = data_of(page.render(summary, []))["charts"]
+    assert "LoRA r = 4" not in {row["name"] for row in charts["losses"]["rows"]}
+    assert list(series(charts["loss-new"])["LoRA r = 4"].values()) == [3.0, None, None]
+    assert list(series(charts["growth"])["MPS r = 16 (χ = 8)"].values())[-1] is None
+    write_tables(summary, [], tmp_path)
+    losses = [r["loss"] for r in rows_of(tmp_path / "losses.csv") if r["method"] == "lora-r4" and r["text"] == "new"]
+    assert losses == ["3.0", "", ""] * 2
+
+
+def test_a_fault_comes_before_everything(tmp_path):
+    folder = synthetic.write(tmp_path / "study", synthetic.Effects(**{**BARE, "beyond_bound": 0.5}))
+    text = write_report(folder, draw_figures=False).read_text()
+    faults = [f for f in findings_in(folder) if f.standing == "fault"]
+    assert [f.key for f in faults] == ["rank-bound"]
+    assert text.index("role='alert'") < text.index("class='overview'")
 
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.75])

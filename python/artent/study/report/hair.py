@@ -92,8 +92,10 @@ def _ratios(view):
     rows = []
     for name, pairs in (("updates, r_int", updates), ("attention, r_ext", [heads])):
         between, within = (torch.cat(parts) for parts in zip(*pairs))
-        each = (between / within.clamp_min(1e-300)).tolist()
-        rows.append({"name": name, "color": "ink", "value": median(each), "points": each})
+        each = [r for r in (between / within.clamp_min(1e-300)).tolist() if isfinite(r)]
+        rows += [{"name": name, "color": "ink", "value": median(each), "points": each}] if each else []
+    if not rows:
+        return None
     low, high = span(p for row in rows for p in row["points"])
     low, high = min(0.5, low) / 1.1, max(2.0, high) * 1.1
     return {
@@ -129,9 +131,10 @@ def _distances(view):
             rows.append(
                 (f"{name} and base", {"color": "other", "marker": "diamond"}, _rms([(run, at["base"]) for run in runs]))
             )
+    rows = [(name, style, [v for v in each.tolist() if isfinite(v)]) for name, style, each in rows]
+    rows = [{"name": n, **style, "value": median(v), "points": v} for n, style, v in rows if v]
     if not rows:
         return None
-    rows = [{"name": n, **style, "value": median(v.tolist()), "points": v.tolist()} for n, style, v in rows]
     margin = s.config.judge.margin
     return {
         "type": "dots",

@@ -77,6 +77,7 @@ function family(holder, made) {
     pick.addEventListener("input", () => redraw(pick));
     picks.push(pick);
   }
+  row.hidden = picks.every((pick) => pick.options.length < 2);
   const entries = made.legend || entriesOf({ series: Object.values(made.charts).filter((c) => c.legend).flatMap((c) => c.series) });
   if (entries.length) legend(below(holder), groupOf(holder.dataset.family), entries);
   redraw(picks[0]);

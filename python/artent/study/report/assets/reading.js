@@ -33,7 +33,7 @@ function stepping(svg, count, find, show, hide, stride = 0) {
     else hide();
   });
   svg.addEventListener("pointerdown", (event) => { const to = find(event); if (to >= 0 && to < count) go(to); });
-  svg.addEventListener("pointerleave", hide);
+  svg.addEventListener("pointerleave", (event) => event.pointerType === "touch" || hide()); // what was tapped stays
   svg.addEventListener("blur", () => { at = -1; hide(); });
   svg.addEventListener("keydown", (event) => {
     const key = event.key, before = at < 0;
