@@ -213,3 +213,11 @@ def test_a_control_that_diverged_is_not_told():
 
 def test_a_finding_is_plain_data():
     assert asdict(as_published()["valley"])["numbers"]["LoRA r = 4: depth"][0] == pytest.approx(1.3, abs=0.1)
+
+
+def test_two_seeds_that_a_judge_takes_for_enough_still_have_no_error():
+    records = synthetic.records(Effects(seeds=2, sweep=(), chain=False))
+    records[0]["config"]["judge"]["seeds"] = 2
+    finding = QUESTIONS["no-hair"](Summary(records))
+    assert finding.standing == OPEN
+    assert "estimated from 3 seeds a method" in finding.detail

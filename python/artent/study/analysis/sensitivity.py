@@ -113,8 +113,9 @@ def attention_shifts(s) -> list[Shift]:
 def step_shifts(s) -> dict[str, tuple[Equivalence, float, tuple[int, int]]]:
     """How far training moved S_ext, ``{method name: (excess of the last step over the first, largest rms, steps)}``.
 
-    Of the steps at which every seed of the method was measured, at ``step_length``; of the excess both directions. The
-    largest rms over heads is that of the mean over seeds at any step against the first.
+    Of the steps at which every seed of the method was measured, at ``step_length``. All runs begin as the base, so the
+    excess is how far a run moves, what its seed made of it and all. The largest rms over heads is that of the mean
+    over seeds at any step against the first.
     """
     judge, found = s.config.judge, {}
     for m in s.methods:

@@ -128,7 +128,7 @@ def external_steps(s):
         f"{labels[name]}: {test.mean:.3f}{_below(test.high)} from step {steps[0]} to {steps[1]}"
         for name, (test, _, steps) in shifts.items()
     )
-    detail = f"Shift of S_ext of T = {s.step_length}, nats, rms over heads in excess of the seeds' spread: {told}. "
+    detail = f"Shift of S_ext of T = {s.step_length}, nats, rms over heads: {told}. "
     detail += f"Margin {margin:g} nats."
     numbers = {}
     for name, (test, largest, _) in shifts.items():

@@ -78,6 +78,8 @@ def no_hair(s):
         least = max(pair.excess.supports for pair in (*attention, *later))
         claim, standing = "Attention is neither equivalent nor different between methods", OPEN
         reason = f"Equivalence would take a margin of {least:.2f} nats."
+        if not isfinite(least):
+            reason = "Its error is estimated from 3 seeds a method or more."
     elif missing:
         claim, standing = "Methods tell in the updates and not in attention, by a test of unknown power", OPEN
         reason = f"Without {listed(labels[name] for name in missing)} nothing shows that it can tell: add to controls."
