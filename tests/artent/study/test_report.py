@@ -14,7 +14,7 @@ from artent.study.report import compare_runs, draw, findings_in, page, summary_o
 from artent.study.report.tables import write_tables
 from artent.study.report.view import View, matrix_of, module_label
 from artent.study.summary import Summary
-from study import synthetic
+from study import synthetic, synthetic_values
 
 HOSTILE = "</script><b onload='x()'>$title & \"q\" <!--"
 
@@ -347,12 +347,14 @@ def test_a_large_study_stays_small_enough(monkeypatch):
     """A page of 4 layers and 8 heads in bytes a layer, a head: 16 layers of 32 heads stay far below 8 MB."""
     sizes = []
     for layers, heads in ((2, 4), (4, 16)):
-        monkeypatch.setattr(synthetic, "LAYERS", layers)
-        monkeypatch.setattr(synthetic, "HEADS", heads)
         modules = [f"model.layers.{layer}.self_attn.{p}" for layer in range(layers) for p in ("q_proj", "v_proj")]
-        monkeypatch.setattr(synthetic, "MODULES", modules)
-        records = synthetic.records(replace(synthetic.Effects(), sweep=(), controls=()))
-        sizes.append(len(page.render(Summary(records), [])))
+        for name, value in {"LAYERS": layers, "HEADS": heads, "MODULES": modules}.items():
+            for part in (synthetic, synthetic_values):
+                monkeypatch.setattr(part, name, value, raising=False)
+        summary = Summary(synthetic.records(synthetic.Effects(sweep=(), controls=())))
+        assert summary.s_ext["base"].shape[1::2] == (layers, heads)
+        assert len(summary.profiles[("lora-r4", 3)]) == 2 * layers
+        sizes.append(len(page.render(summary, [])))
     # What grows does so with layers (profiles) and layers × heads (heads): bounded by the steeper of the two.
     assert sizes[0] + (sizes[1] - sizes[0]) * (16 * 32 - 8) / (64 - 8) < 8e6
 

@@ -32,9 +32,10 @@ def families(view):
     }
     told = {q: words for q, words in QUANTITIES.items() if q != "max_entropy"}
     quantity = {"key": "quantity", "label": "Quantity", "options": [[q, short] for q, (short, _) in told.items()]}
-    if len(view.steps) > 1:
-        over = {q: _over_steps(view, q, title) for q, (_, title) in told.items()}
-        made["steps"] = {"controls": [quantity], "charts": over, "legend": view_legend(view), "drawn": DRAWN}
+    if len(view.steps) > 1:  # of all but the slope, a fit for every profile of every step
+        over = {q: _over_steps(view, q, title) for q, (_, title) in told.items() if q != "slope"}
+        some = {**quantity, "options": [option for option in quantity["options"] if option[0] != "slope"]}
+        made["steps"] = {"controls": [some], "charts": over, "legend": view_legend(view), "drawn": DRAWN}
     if any(len(layers) > 1 for layers in view.matrices.values()):
         by = {f"{q}|{m}": _by_layer(view, q, title, m) for q, (_, title) in told.items() for m in first}
         made["layers"] = {"controls": [quantity, *controls], "charts": by, "legend": view_legend(view)}
