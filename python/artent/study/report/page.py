@@ -104,7 +104,8 @@ def figure(name, title, caption, charts, families):
     else:
         return ""
     caption = f"<figcaption>{told(caption)}</figcaption>" if caption else ""
-    return f"<figure><h4>{told(title)}</h4>{holder}{caption}</figure>"
+    wide = " class='wide'" if name in words.WIDE else ""
+    return f"<figure{wide}><h4>{told(title)}</h4>{holder}{caption}</figure>"
 
 
 def _faults(findings):

@@ -6,8 +6,9 @@ import html
 import re
 from dataclasses import dataclass
 
-__all__ = ["ABOUT", "PAPER", "PARTS", "Claim", "badge", "told"]
+__all__ = ["ABOUT", "PAPER", "PARTS", "WIDE", "Claim", "badge", "told"]
 
+WIDE = {"equivalence", "distances", "ratios"}  # figures with long names, or few rows: as wide as the page
 PAPER = "https://arxiv.org/abs/2601.06788"
 
 

@@ -33,7 +33,7 @@ function legend(holder, group, entries, title) {
     const button = htmlNode("button", { type: "button", "aria-pressed": !group.off.has(entry.tag), "data-tag": entry.tag }, htmlNode("li", {}, list));
     const key = svgNode("svg", { "aria-hidden": true, width: 26, height: 10, viewBox: "0 0 26 10" }, button), style = `stroke:${paint(entry.color)}`;
     if (entry.width !== 0) svgNode("line", { x1: 0, x2: 26, y1: 5, y2: 5, style: `${style};stroke-width:${entry.width ?? 2};stroke-dasharray:${entry.dash || "none"}` }, key);
-    if (entry.marker) marker(entry.marker, 13, 5, 3.4, `fill:${paint(entry.color)}`, key);
+    if (entry.marker) markers(entry.marker, [[13, 5]], 3.4, `fill:${paint(entry.color)}`, key);
     htmlNode("span", {}, button, entry.label || entry.tag);
     button.addEventListener("click", () => {
       const hidden = group.off.delete(entry.tag) ? false : (group.off.add(entry.tag), true);

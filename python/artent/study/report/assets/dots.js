@@ -36,7 +36,9 @@ function drawDots(holder, spec, off) {
     const y = top + pitch * (i + (wide ? 0.5 : 0.7)), style = `stroke:${paint(row.color)}`;
     const name = wide ? fitted(row.name, left - 16) : fitted(row.name, width - 10);
     svgNode("text", wide ? { x: left - 12, y: y + 4, class: "row end" } : { x: left - 8, y: y - 13, class: "row" }, svg, name);
-    for (const p of row.points || []) if (Number.isFinite(p)) svgNode("circle", { cx: x(p), cy: y, r: 3.2, style: `fill:${paint(row.color)};opacity:.3` }, svg);
+    const points = (row.points || []).filter(Number.isFinite), faint = `fill:${paint(row.color)};opacity:.3`;
+    if (points.length > 200) markers("circle", points.map((p) => [x(p), y]), 3.2, faint, svg);
+    else for (const p of points) markers("circle", [[x(p), y]], 3.2, faint, svg); // where two lie on each other, it is darker
     if (row.interval) {
       const [low, high] = row.interval.map(x);
       svgNode("line", { x1: low, x2: high, y1: y, y2: y, class: "interval", style }, svg);
@@ -44,7 +46,7 @@ function drawDots(holder, spec, off) {
     }
     if (Number.isFinite(row.null)) svgNode("line", { x1: x(row.null), x2: x(row.null), y1: y - 10, y2: y + 10, class: "null-tick" }, svg);
     if (Number.isFinite(row.value)) {
-      marker(row.marker || "circle", x(row.value), y, 5, `fill:${paint(row.color)};stroke:var(--panel);stroke-width:1.5`, svg);
+      markers(row.marker || "circle", [[x(row.value), y]], 5, `fill:${paint(row.color)};stroke:var(--panel);stroke-width:1.5`, svg);
       svgNode("text", { x: width, y: y + 4, class: "value end" }, svg, format(row.value, spec.x.digits));
     }
     return y;

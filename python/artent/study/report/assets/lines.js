@@ -70,7 +70,8 @@ function drawLines(holder, spec, off) {
   for (const s of series) {
     const style = `stroke:${paint(s.color)};stroke-width:${s.width ?? 2};stroke-dasharray:${s.dash || "none"};opacity:${s.faint ? 0.3 : 1}`;
     if (s.width !== 0) svgNode("path", { d: linePath(s.points, x, y), class: "line", style, "data-series": s.name }, svg);
-    if (s.marker) for (const [a, b] of s.points) marker(s.marker, x(a) + (s.shift || 0), y(b), spec.small ? 2 : 3.1, `fill:${paint(s.color)}`, svg);
+    const places = s.points.map(([a, b]) => [x(a) + (s.shift || 0), y(b)]);
+    if (s.marker) markers(s.marker, places, spec.small ? 2 : 3.1, `fill:${paint(s.color)}`, svg);
   }
   for (const arrow of (spec.arrows || []).filter((each) => !(each.tags || []).some((tag) => off.has(tag)))) {
     const [at, from, to] = [x(arrow.x), y(arrow.from), y(arrow.to)];
