@@ -191,8 +191,7 @@ def _numbers(found):
     """The finding's own numbers, folded away; lists of more than a dozen lie in the tables alone."""
     numbers = getattr(found, "numbers", None) or {}
     rows = "".join(
-        f"<tr><th scope='row'>{told(key)}</th><td>{told(_number(value))}</td></tr>"
-        for key, value in numbers.items()
+        f"<tr><th scope='row'>{told(key)}</th><td>{told(_number(value))}</td></tr>" for key, value in numbers.items()
     )
     return f"<details><summary>Numbers behind it</summary><table>{rows}</table></details>" if rows else ""
 

@@ -30,9 +30,12 @@ function legend(holder, group, entries, title) {
   if (title) htmlNode("li", { class: "legend-title" }, list, title);
   for (const entry of entries) {
     if (entry.off) group.off.add(entry.tag);
-    const button = htmlNode("button", { type: "button", "aria-pressed": !group.off.has(entry.tag), "data-tag": entry.tag }, htmlNode("li", {}, list));
-    const key = svgNode("svg", { "aria-hidden": true, width: 26, height: 10, viewBox: "0 0 26 10" }, button), style = `stroke:${paint(entry.color)}`;
-    if (entry.width !== 0) svgNode("line", { x1: 0, x2: 26, y1: 5, y2: 5, style: `${style};stroke-width:${entry.width ?? 2};stroke-dasharray:${entry.dash || "none"}` }, key);
+    const button = htmlNode("button", { type: "button", "aria-pressed": !group.off.has(entry.tag),
+      "data-tag": entry.tag }, htmlNode("li", {}, list));
+    const key = svgNode("svg", { "aria-hidden": true, width: 26, height: 10, viewBox: "0 0 26 10" }, button),
+      style = `stroke:${paint(entry.color)}`;
+    if (entry.width !== 0) svgNode("line", { x1: 0, x2: 26, y1: 5, y2: 5,
+      style: `${style};stroke-width:${entry.width ?? 2};stroke-dasharray:${entry.dash || "none"}` }, key);
     if (entry.marker) markers(entry.marker, [[13, 5]], 3.4, `fill:${paint(entry.color)}`, key);
     htmlNode("span", {}, button, entry.label || entry.tag);
     button.addEventListener("click", () => {
@@ -71,7 +74,8 @@ function family(holder, made) {
     draw(holder, made.charts[keyOf()]);
   };
   for (const control of made.controls) {
-    const label = htmlNode("label", {}, row, `${control.label} `), pick = htmlNode("select", { "data-control": control.key }, label);
+    const label = htmlNode("label", {}, row, `${control.label} `);
+    const pick = htmlNode("select", { "data-control": control.key }, label);
     for (const [value, words] of control.options) htmlNode("option", { value }, pick).textContent = words;
     label.hidden = control.options.length < 2;
     pick.addEventListener("input", () => redraw(pick));
@@ -85,7 +89,8 @@ function family(holder, made) {
 
 function placeCharts(data) {
   for (const holder of document.querySelectorAll("[data-legend]")) {
-    for (const part of data.legends[holder.dataset.legend]) legend(holder, groupOf(holder.dataset.legend), part.entries, part.title);
+    for (const part of data.legends[holder.dataset.legend]) legend(holder, groupOf(holder.dataset.legend), part.entries,
+      part.title);
   }
   for (const holder of document.querySelectorAll("[data-chart]")) {
     const spec = data.charts[holder.dataset.chart];

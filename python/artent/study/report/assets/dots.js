@@ -17,7 +17,8 @@ function drawDots(holder, spec, off) {
     svgNode("rect", { x: from, width: Math.max(0, to - from), y: top, height: floor - top, class: "region" }, svg);
   }
   let lastEnd = -Infinity;
-  const ticks = spec.x.ticks || (spec.x.kind === "log" ? logTicks(spec.x.min, spec.x.max) : niceTicks(spec.x.min, spec.x.max, wide ? 5 : 3));
+  const { min, max } = spec.x, few = wide ? 5 : 3;
+  const ticks = spec.x.ticks || (spec.x.kind === "log" ? logTicks(min, max) : niceTicks(min, max, few));
   const texts = spec.x.kind === "log" ? new Map(ticks.map((t) => [t, tickText(t)])) : tickTexts(ticks);
   for (const tick of ticks) {
     if (tick < spec.x.min || tick > spec.x.max) continue;
@@ -31,7 +32,8 @@ function drawDots(holder, spec, off) {
     svgNode("line", { x1: x(ref.x), x2: x(ref.x), y1: top, y2: floor, class: "mark" }, svg);
     svgNode("text", { x: labels[i].x, y: 13 + 15 * labels[i].row, class: "tick middle" }, svg, ref.label);
   });
-  xTitle.forEach((line, i) => svgNode("text", { x: (left + width - right) / 2, y: height - 5 - 15 * (xTitle.length - 1 - i), class: "axis middle" }, svg, line));
+  xTitle.forEach((line, i) => svgNode("text", { x: (left + width - right) / 2,
+    y: height - 5 - 15 * (xTitle.length - 1 - i), class: "axis middle" }, svg, line));
   const places = rows.map((row, i) => {
     const y = top + pitch * (i + (wide ? 0.5 : 0.7)), style = `stroke:${paint(row.color)}`;
     const name = wide ? fitted(row.name, left - 16) : fitted(row.name, width - 10);
@@ -44,7 +46,8 @@ function drawDots(holder, spec, off) {
       svgNode("line", { x1: low, x2: high, y1: y, y2: y, class: "interval", style }, svg);
       for (const end of [low, high]) svgNode("line", { x1: end, x2: end, y1: y - 7, y2: y + 7, class: "cap", style }, svg);
     }
-    if (Number.isFinite(row.null)) svgNode("line", { x1: x(row.null), x2: x(row.null), y1: y - 10, y2: y + 10, class: "null-tick" }, svg);
+    if (Number.isFinite(row.null)) svgNode("line", { x1: x(row.null), x2: x(row.null), y1: y - 10, y2: y + 10,
+      class: "null-tick" }, svg);
     if (Number.isFinite(row.value)) {
       markers(row.marker || "circle", [[x(row.value), y]], 5, `fill:${paint(row.color)};stroke:var(--panel);stroke-width:1.5`, svg);
       svgNode("text", { x: width, y: y + 4, class: "value end" }, svg, format(row.value, spec.x.digits));
@@ -62,10 +65,13 @@ function readRows(holder, svg, spec, rows, { places, x, pitch }) {
   const tip = tipIn(holder);
   const rowAt = (event) => Math.round((event.clientY - svg.getBoundingClientRect().top - places[0]) / pitch);
   stepping(svg, rows.length, rowAt, (at) => {
-    const row = rows[at], told = [["value", row.value], ["random alike", row.null], ["from", row.interval?.[0]], ["to", row.interval?.[1]]];
+    const row = rows[at], [low, high] = row.interval || [];
+    const told = [["value", row.value], ["random alike", row.null], ["from", low], ["to", high]];
     const points = (row.points || []).filter(Number.isFinite);
-    if (points.length) told.push([`${points.length} ${spec.x.points || "points"}, least`, Math.min(...points)], ["most", Math.max(...points)]);
-    const lines = told.filter(([, value]) => Number.isFinite(value)).map(([name, value]) => ({ name, value: format(value, spec.x.digits ?? 3) }));
+    const counted = `${points.length} ${spec.x.points || "points"}, least`;
+    if (points.length) told.push([counted, Math.min(...points)], ["most", Math.max(...points)]);
+    const lines = told.filter(([, value]) => Number.isFinite(value)).map(([name, value]) => ({ name,
+      value: format(value, spec.x.digits ?? 3) }));
     if (row.note) lines.push({ name: row.note, value: "" });
     tip.tell(row.name, lines, Number.isFinite(row.value) ? x(row.value) : holder.clientWidth / 2, places[at] + 12);
   }, () => tip.hide());

@@ -25,7 +25,8 @@ function explorer(root, data) {
       depth: mean(rows.flat().map((row) => Math.max(...row) - row[mine[0].cut - 1])),
       entropy: mean(rows.flat().map((row) => row[mine[0].cut - 1])),
       effective: mean(rows.flat().map((row) => Math.exp(row[mine[0].cut - 1]))),
-      randomDepth: nulls[0].gaussian ? mean(nulls.map((null_) => Math.max(...null_.gaussian) - null_.gaussian[mine[0].cut - 1])) : null,
+      randomDepth: nulls[0].gaussian ? mean(nulls.map((null_) =>
+        Math.max(...null_.gaussian) - null_.gaussian[mine[0].cut - 1])) : null,
       nulls: Object.fromEntries(["bound", "line", "gaussian", "spread", "haar"].map((key) => [
         key, nulls.every((null_) => null_[key]) && (key !== "haar" || last) ? meanRow(nulls.map((null_) => null_[key])) : null,
       ])),
@@ -39,9 +40,11 @@ function explorer(root, data) {
       .map((then) => ({ name: "", color: method.color, faint: true, width: 1.3, points: on(meanRow(then.profiles)) }));
     const nulls = data.nullStyles.filter((style) => now.nulls[style.key]).map((style) => {
       const values = now.nulls[style.key], spread = style.key === "gaussian" && now.nulls.spread;
-      return { ...style, points: on(values), ...(spread ? { band: values.map((v, i) => [i + 1, v - 2 * spread[i], v + 2 * spread[i]]) } : {}) };
+      return { ...style, points: on(values), ...(spread ? { band: values.map((v, i) => [i + 1, v - 2 * spread[i],
+        v + 2 * spread[i]]) } : {}) };
     });
-    const seeds = now.profiles.map((row, i) => ({ name: `seed ${now.seeds[i]}`, color: method.color, width: i ? 1.6 : 2.4, points: on(row) }));
+    const seeds = now.profiles.map((row, i) => ({ name: `seed ${now.seeds[i]}`, color: method.color, points: on(row),
+      width: i ? 1.6 : 2.4 }));
     return [...faint, ...nulls, ...seeds];
   };
 
@@ -49,9 +52,11 @@ function explorer(root, data) {
     const at = +pick.step.value;
     told.textContent = `step ${data.steps[at]}`;
     const one = data.methods.find((method) => method.key === pick.method.value);
-    const seen = data.methods.filter((method) => !one || method === one).map((method) => [method, chosen(method, at)]).filter(([, now]) => now);
+    const seen = data.methods.filter((method) => !one || method === one)
+      .map((method) => [method, chosen(method, at)]).filter(([, now]) => now);
     const series = one ? (seen.length ? single(one, at, seen[0][1]) : [])
-      : seen.map(([method, now]) => ({ name: method.label, color: method.color, dash: method.dash, marker: method.marker, points: on(meanRow(now.profiles)) }));
+      : seen.map(([method, now]) => ({ name: method.label, color: method.color, dash: method.dash,
+        marker: method.marker, points: on(meanRow(now.profiles)) }));
     const where = pick.layer.value === "mean" ? "mean over layers" : `layer ${pick.layer.value}`;
     root.querySelector(".legend")?.remove();
     draw(chart, {
@@ -65,7 +70,8 @@ function explorer(root, data) {
       const row = htmlNode("tr", {}, table);
       htmlNode("th", { scope: "row" }, row, method.label);
       const used = `${format(now.effective, 1)}${now.rank ? ` of ${now.rank}` : ""}`;
-      for (const value of [format(now.entropy, 2), used, format(now.depth, 2), format(now.randomDepth, 2)]) htmlNode("td", {}, row, value);
+      for (const value of [format(now.entropy, 2), used, format(now.depth, 2),
+        format(now.randomDepth, 2)]) htmlNode("td", {}, row, value);
     }
   };
   for (const control of Object.values(pick)) control.addEventListener("input", redraw);

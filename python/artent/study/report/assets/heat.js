@@ -20,17 +20,21 @@ function drawHeat(holder, spec) {
   const svg = frame(holder, width, height, spec.label);
   svgNode("text", { x: 0, y: 12, class: "axis" }, svg, spec.y.title);
   spec.cells.forEach((row, j) => row.forEach((value, i) => {
-    const place = { x: (left + i * cell).toFixed(2), y: (top + j * tall).toFixed(2), width: (cell + 0.3).toFixed(2), height: (tall + 0.3).toFixed(2) };
+    const place = { x: (left + i * cell).toFixed(2), y: (top + j * tall).toFixed(2), width: (cell + 0.3).toFixed(2),
+      height: (tall + 0.3).toFixed(2) };
     svgNode("rect", { ...place, class: "cell", style: `fill:${Number.isFinite(value) ? mixed(ramp, share(value)) : "none"}` }, svg);
   }));
   const rowStep = Math.ceil(14 / tall), columnStep = Math.ceil(24 / cell);
-  spec.y.names.forEach((name, j) => j % rowStep || svgNode("text", { x: left - 7, y: top + tall * (j + 0.5) + 4, class: "tick end" }, svg, name));
-  spec.x.names.forEach((name, i) => i % columnStep || svgNode("text", { x: left + cell * (i + 0.5), y: floor + 16, class: "tick middle" }, svg, name));
+  spec.y.names.forEach((name, j) => j % rowStep || svgNode("text", { x: left - 7, y: top + tall * (j + 0.5) + 4,
+    class: "tick end" }, svg, name));
+  spec.x.names.forEach((name, i) => i % columnStep || svgNode("text", { x: left + cell * (i + 0.5), y: floor + 16,
+    class: "tick middle" }, svg, name));
   svgNode("text", { x: (left + width) / 2, y: floor + 32, class: "axis middle" }, svg, spec.x.title);
 
   const bar = Math.min(260, width - left - right), steps = 40;
   for (let k = 0; k < steps; k++) {
-    svgNode("rect", { x: left + (bar * k) / steps, y: floor + 46, width: bar / steps + 0.4, height: 9, style: `fill:${mixed(ramp, (k + 0.5) / steps)}` }, svg);
+    svgNode("rect", { x: left + (bar * k) / steps, y: floor + 46, width: bar / steps + 0.4, height: 9,
+      style: `fill:${mixed(ramp, (k + 0.5) / steps)}` }, svg);
   }
   svgNode("text", { x: left, y: floor + 70, class: "tick" }, svg, format(min, spec.value.digits));
   svgNode("text", { x: left + bar, y: floor + 70, class: "tick end" }, svg, format(max, spec.value.digits));
@@ -45,8 +49,10 @@ function drawHeat(holder, spec) {
   };
   stepping(svg, rows * columns, inside, (at) => {
     const i = at % columns, j = Math.floor(at / columns);
-    for (const [key, value] of Object.entries({ x: left + i * cell, y: top + j * tall, visibility: "visible" })) hair.setAttribute(key, value);
+    for (const [key, value] of Object.entries({ x: left + i * cell, y: top + j * tall,
+      visibility: "visible" })) hair.setAttribute(key, value);
     const lines = [{ name: spec.value.title, value: format(spec.cells[j][i], spec.value.digits ?? 3) }];
-    tip.tell(`${spec.y.title} ${spec.y.names[j]}, ${spec.x.title} ${spec.x.names[i]}`, lines, left + i * cell, top + (j + 1) * tall + 6);
+    tip.tell(`${spec.y.title} ${spec.y.names[j]}, ${spec.x.title} ${spec.x.names[i]}`, lines, left + i * cell,
+      top + (j + 1) * tall + 6);
   }, () => { tip.hide(); hair.setAttribute("visibility", "hidden"); }, columns);
 }

@@ -16,11 +16,14 @@ const extent = (values, fallback) => {
 
 function drawLines(holder, spec, off) {
   const width = Math.max(240, holder.clientWidth), height = spec.height || 290;
-  const all = spec.series.map((s) => ({ ...s, points: s.points.filter(([, b]) => Number.isFinite(b)), band: s.band?.filter(([, a, b]) => Number.isFinite(a) && Number.isFinite(b)) })).filter((s) => s.points.length);
+  const all = spec.series.map((s) => ({ ...s, points: s.points.filter(([, b]) => Number.isFinite(b)),
+    band: s.band?.filter(([, a, b]) => Number.isFinite(a) && Number.isFinite(b)) })).filter((s) => s.points.length);
   const series = all.filter((s) => !tagsOf(s).some((tag) => off.has(tag)));
   const [xLow, xHigh] = extent(all.flatMap((s) => s.points.map((p) => p[0])), [0, 1]);
-  const seen = (series.length ? series : all).flatMap((s) => [...s.points.map((p) => p[1]), ...(s.band || []).flatMap((b) => [b[1], b[2]])]);
-  const [low, high] = extent([...seen, ...(spec.levels || []).map((l) => l.y), ...(spec.yregion || [])], [0, 1]), log = spec.y.kind === "log";
+  const seen = (series.length ? series : all).flatMap((s) =>
+    [...s.points.map((p) => p[1]), ...(s.band || []).flatMap((b) => [b[1], b[2]])]);
+  const [low, high] = extent([...seen, ...(spec.levels || []).map((l) => l.y), ...(spec.yregion || [])], [0, 1]),
+    log = spec.y.kind === "log";
   const room = (high - low || Math.abs(high) || 1) * 0.05;
   const yLow = spec.y.min ?? (log ? low / 1.08 : low - room), yHigh = spec.y.max ?? (log ? high * 1.08 : high + room);
   const yTicks = log ? logTicks(yLow, yHigh) : niceTicks(yLow, yHigh, 4);
@@ -54,7 +57,8 @@ function drawLines(holder, spec, off) {
     lastEnd = x(tick) + half;
     svgNode("text", { x: Math.min(x(tick), width - half + 4), y: height - bottom + 17, class: "tick middle" }, svg, told);
   }
-  xTitle.forEach((line, i) => svgNode("text", { x: (left + width - right) / 2, y: height - 5 - 15 * (xTitle.length - 1 - i), class: "axis middle" }, svg, line));
+  xTitle.forEach((line, i) => svgNode("text", { x: (left + width - right) / 2,
+    y: height - 5 - 15 * (xTitle.length - 1 - i), class: "axis middle" }, svg, line));
   (spec.marks || []).forEach((mark, i) => {
     svgNode("line", { x1: x(mark.x), x2: x(mark.x), y1: top, y2: height - bottom, class: "mark" }, svg);
     svgNode("text", { x: labels[i].x, y: 15 * title.length + 15 + 15 * labels[i].row, class: "tick middle" }, svg, mark.label);
@@ -65,7 +69,8 @@ function drawLines(holder, spec, off) {
   }
   for (const s of series.filter((each) => each.band?.length)) {
     const back = [...s.band].reverse().map((p) => [p[0], p[1]]);
-    svgNode("path", { d: linePath([...s.band.map((p) => [p[0], p[2]]), ...back], x, y) + "Z", class: "band", style: `fill:${paint(s.color)}` }, svg);
+    svgNode("path", { d: linePath([...s.band.map((p) => [p[0], p[2]]), ...back], x, y) + "Z", class: "band",
+      style: `fill:${paint(s.color)}` }, svg);
   }
   for (const s of series) {
     const style = `stroke:${paint(s.color)};stroke-width:${s.width ?? 2};stroke-dasharray:${s.dash || "none"};opacity:${s.faint ? 0.3 : 1}`;

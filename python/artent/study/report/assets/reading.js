@@ -60,7 +60,8 @@ function followPointer(holder, svg, spec, series, { x, top, floor }) {
   };
   stepping(svg, stops.length, nearest, (at) => {
     const here = stops[at], lines = [];
-    series.forEach((s, i) => values[i].has(here) && lines.push({ color: s.color, name: s.name, value: format(values[i].get(here), spec.y.digits ?? 3) }));
+    series.forEach((s, i) => values[i].has(here) && lines.push({ color: s.color, name: s.name,
+      value: format(values[i].get(here), spec.y.digits ?? 3) }));
     for (const [key, value] of Object.entries({ x1: x(here), x2: x(here), visibility: "visible" })) hair.setAttribute(key, value);
     const shown = lines.slice(0, 16);
     if (lines.length > shown.length) shown.push({ name: `and ${lines.length - shown.length} more`, value: "" });

@@ -99,7 +99,8 @@ const SHAPES = {
 
 // One path for all marks of a series: a chart of many runs and heads stays quick.
 const markers = (shape, places, r, style, parent) =>
-  svgNode("path", { d: places.map(([x, y]) => (SHAPES[shape] || SHAPES.circle)(+x.toFixed(1), +y.toFixed(1), r)).join(""), class: "marker", style }, parent);
+  svgNode("path", { d: places.map(([x, y]) => (SHAPES[shape] || SHAPES.circle)
+    (+x.toFixed(1), +y.toFixed(1), r)).join(""), class: "marker", style }, parent);
 
 const frame = (holder, width, height, label, focus = true) => {
   const svg = svgNode("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": label });
