@@ -97,8 +97,9 @@ class HeldOut(TrainerCallback):
     ``start``: the losses at the start where they are known, ``{text: loss}``: every fine-tuning begins as the base.
     """
 
-    def __init__(self, texts, every, record, start=None, collate=None):
-        self.texts, self.every, self.record, self.start, self.collate = texts, every, record, start, collate
+    def __init__(self, texts, every, record, start=None, collate=None, batch=8):
+        self.texts, self.every, self.record, self.start = texts, every, record, start
+        self.options = {"collate": collate, "batch": batch}
         self.last = {}
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
@@ -111,7 +112,7 @@ class HeldOut(TrainerCallback):
 
     def _measure(self, step, model, known=()):
         for text, rows in self.texts.items():
-            loss = self.last[text] = known[text] if text in known else held_out_loss(model, rows, self.collate)
+            loss = self.last[text] = known[text] if text in known else held_out_loss(model, rows, **self.options)
             self.record({"kind": "loss", "step": step, "text": text, "loss": loss})
 
 

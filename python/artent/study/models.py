@@ -9,7 +9,7 @@ import torch
 import artent
 from artent.study.data.tokens import byte_tokenizer
 
-__all__ = ["adapt", "base_model", "device_of", "save_weights", "tokenizer_of", "trainable", "untrained"]
+__all__ = ["adapt", "base_model", "device_of", "save_weights", "tokenizer_of", "trainable", "untrained", "weights_of"]
 
 
 def device_of(training):
@@ -113,6 +113,12 @@ def adapt(model, method, targets, seed):
     if method.cores != 2:
         chain["sites"] = method.cores
     return peft.get_peft_model(model, artent.MPSConfig(**common, **chain))
+
+
+def weights_of(model, targets):
+    """{name: copy} of the weights of the modules that ``targets`` means, on the CPU."""
+    wanted = tuple(f"{target}.weight" for target in targets)
+    return {name: weight.detach().cpu().clone() for name, weight in model.named_parameters() if name.endswith(wanted)}
 
 
 def trainable(model):

@@ -59,7 +59,7 @@ def stages_of(config):
 
 def _run(config, store):
     tokenizer = tokenizer_of(config.model)
-    old = english(config.data.context, config.data.held_out, tokenizer)
+    old = _old_text(config, tokenizer)
     new = load_data(config.data, tokenizer)
     setup = setup_record(config, {"old": old, "new": new})
     store.check_texts(setup["texts"])
@@ -72,6 +72,16 @@ def _run(config, store):
             stages.controls(seed)
     for variation in config.variations:
         stages.vary(variation)
+
+
+def _old_text(config, tokenizer):
+    """English that the small model is pretrained on; of any model it tells what is forgotten, and is half the probe.
+
+    It is short: beside a large context, blocks no longer than what is measured leave enough of them to hold out.
+    """
+    if config.model.small:
+        return english(config.data.context, 0.05, tokenizer)
+    return english(config.measure.length, 0.1, tokenizer)
 
 
 def setup_record(config, corpora):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import math
 import os
 import shutil
@@ -38,6 +39,8 @@ class Stages:
         self.probe = torch.cat(parts)
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self.collate = collate(0 if pad is None else pad)
+        # Of a large vocabulary the logits are what takes most.
+        self.loss = {"collate": self.collate, "batch": config.training.batch}
         self.device = models.device_of(config.training)
 
     def base(self):
@@ -74,7 +77,7 @@ class Stages:
             seed=config.model.seed,
             label="pretraining",
             folder=self.store.scratch(stage),
-            callbacks=[finetune.HeldOut(self.held_out, steps, write)],
+            callbacks=[finetune.HeldOut(self.held_out, steps, write, **self.loss)],
             saved=lambda step: write({"kind": "checkpoint", "step": step}),
         )
         trainer.train(resume_from_checkpoint=self._checkpoint(stage))
@@ -89,7 +92,7 @@ class Stages:
     def start(self):
         """The base model's held-out losses, with which every fine-tuning begins."""
         model = self._base().to(self.device)
-        return {text: finetune.held_out_loss(model, rows, self.collate) for text, rows in self.held_out.items()}
+        return {text: finetune.held_out_loss(model, rows, **self.loss) for text, rows in self.held_out.items()}
 
     def tune(self, method, seed):
         """One fine-tuning on the new text, measured by the callback on the way and in full at its end."""
@@ -99,17 +102,17 @@ class Stages:
         with self._stage(stage) as write:
             start = self.start  # first: making the base model moves the random state that orders the texts
             self._resumed(stage, write)
-            model, trainer = self._fine_tuning(method, seed, stage, write, f"{method.label}, seed {seed}")
+            model, trainer, base = self._fine_tuning(method, seed, stage, write, f"{method.label}, seed {seed}")
             write({"kind": "parameters", **dict(zip(("trainable", "total"), models.trainable(model)))})
-            losses = finetune.HeldOut(self.held_out, config.measure.every, write, start, self.collate)
+            losses = finetune.HeldOut(self.held_out, config.measure.every, write, start, **self.loss)
             trainer.add_callback(losses)
             context = dict(zip(("method", "seed"), stage))
-            watching = finetune.watch(trainer, config.measure, self.probe, **self._out(context))
+            watching = finetune.watch(trainer, config.measure, self.probe, base=base, **self._out(context))
             trainer.train(resume_from_checkpoint=self._checkpoint(stage))
             if not math.isfinite(losses.last["new"]):  # at ten times the rate, perhaps: nothing is left to measure
                 write({"kind": "diverged"})
                 return
-            if method.kind != "full-ft":
+            if method.kind != "full-ft" and method.keeps_base:  # else it fits a base that is nowhere
                 self._save_adapter(model, method.name, seed)
             self._growth(write, model, method.name)
             self._chain(write, model, method.name)
@@ -123,10 +126,14 @@ class Stages:
         if not left:
             return
         reference = self.config.reference.name
-        updates = dict(artent.weight_updates(self.store.adapter(reference, seed)))
+        adapter = self.store.adapter(reference, seed)
+        updates = dict(artent.weight_updates(adapter)) if adapter.is_dir() else None
         model = self._base().to(self.device)
         for kind in left:
             with self._stage((kind, seed)) as write:
+                if updates is None:  # what it is made from diverged
+                    write({"kind": "diverged"})
+                    continue
                 folder = self.store.folder if self.store.processes.main else None
                 options = {"method": reference, "seed": seed, "folder": folder, "stem": f"{kind}-{seed}"}
                 write(*control_records(model, updates, self.probe, self.config.measure, kind, **options))
@@ -140,22 +147,26 @@ class Stages:
             start = self.start["new"]
             self._resumed(stage, write)
             told = f"{variation.method.label}, {variation.vary} {variation.value}"
-            model, trainer = self._fine_tuning(method, variation.seed, stage, write, told)
+            model, trainer, base = self._fine_tuning(method, variation.seed, stage, write, told)
             few, length = config.measure.sweep_texts, config.measure.length
-            options = {"every": config.training.steps, "targets": config.measure.targets, "external": few > 0}
+            targets = config.measure.targets
+            options = {"every": config.training.steps, "targets": targets, "external": few > 0, "base": base}
             if few:
                 options |= {"probe": self.probe[-few:, :length], "lengths": (length,)}
             artent.attach(trainer, **options, **self._out(dict(zip(("method", "seed", "setting"), stage))))
             trainer.train(resume_from_checkpoint=self._checkpoint(stage))
-            loss = finetune.held_out_loss(model, self.held_out["new"], self.collate)
+            loss = finetune.held_out_loss(model, self.held_out["new"], **self.loss)
             settings = {"learning_rate": method.learning_rate, "rank": method.rank, "alpha": method.lora_alpha}
             settings |= {"chi": method.chi, "init": method.init, "loss": loss, "start": start}
             write({"kind": "sweep", "of": variation.of, "vary": variation.vary, "value": variation.value, **settings})
 
     def _fine_tuning(self, method, seed, stage, write, label):
-        """(model, trainer) of ``method`` on the new text, from the base model."""
+        """(model, trainer, base) of ``method`` on the new text; base None where the model itself tells its update."""
         config = self.config
-        model = models.adapt(self._base(), method, config.measure.targets, seed)
+        model, base = self._base(), None
+        if not method.keeps_base:
+            base = models.weights_of(model, config.measure.targets)
+        model = models.adapt(model, method, config.measure.targets, seed)
         if config.training.checkpointing and method.kind != "full-ft":
             model.enable_input_require_grads()
         trainer = finetune.make_trainer(
@@ -171,7 +182,7 @@ class Stages:
             shard=config.training.parallel == "fsdp" and method.kind == "full-ft" and self.store.processes.size > 1,
             saved=lambda step: write({"kind": "checkpoint", "step": step}),
         )
-        return model, trainer
+        return model, trainer, base
 
     def _out(self, context):
         """Where the recorder writes; first weights of large models are kept on the disk."""
@@ -246,3 +257,6 @@ class Stages:
         yield write
         write({"kind": "done", "seconds": time.perf_counter() - started})
         self.store.clear(stage)
+        gc.collect()  # a model and its trainer hold each other: without it, two would be there at once
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

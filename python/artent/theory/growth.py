@@ -1,7 +1,7 @@
 """How an entropy grows: S = c·ln T + b over lengths, and three laws over the bonds of a chain (docs/math.md §5)."""
 
 from dataclasses import dataclass
-from math import exp, log, pi, prod, sin
+from math import exp, fsum, log, pi, prod, sin
 
 import torch
 from torch import Tensor
@@ -142,10 +142,14 @@ def akaike_weights(fits: dict[str, ChainFit]) -> dict[str, float]:
 
 
 def _least_squares(S: Tensor, form: list[float] | None) -> ChainFit:
-    ones = torch.ones_like(S)
-    X = ones[:, None] if form is None else torch.stack([ones, torch.tensor(form, dtype=S.dtype)], 1)
-    beta = torch.linalg.lstsq(X, S[:, None]).solution[:, 0]
-    mean_square = (S - X @ beta).square().mean().item()
+    """In correctly rounded sums: equal profiles have equal fits, wherever in memory they lie."""
+    y, n = S.tolist(), len(S)
+    x = [0.0] * n if form is None else form
+    middle, mean = fsum(x) / n, fsum(y) / n
+    spread = fsum((at - middle) ** 2 for at in x)
+    slope = fsum((at - middle) * (value - mean) for at, value in zip(x, y)) / spread if spread else 0.0
+    constant = mean - slope * middle
+    mean_square = fsum((value - constant - slope * at) ** 2 for at, value in zip(x, y)) / n
     # Two profiles that are matched to rounding are matched alike: the floor keeps ln finite.
-    aic = len(S) * log(max(mean_square, 1e-24)) + 2 * (X.shape[1] + 1)
-    return ChainFit(beta[1].item() if form else 0.0, beta[0].item(), mean_square**0.5, aic)
+    aic = n * log(max(mean_square, 1e-24)) + 2 * (2 if form is None else 3)
+    return ChainFit(slope, constant, mean_square**0.5, aic)

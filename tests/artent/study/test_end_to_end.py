@@ -160,13 +160,24 @@ def test_a_finished_study_takes_more_seeds(study, tmp_path):
 
 
 def test_what_diverges_is_told_and_does_not_end_the_study(tmp_path):
-    method = "methods=[{kind: lora, rank: 2, learning_rate: 1e30}, {kind: lora, rank: 1, learning_rate: 1e-2}]"
-    config = override(SMOKE, [method, "sweep=", "controls=", "seeds=0", "pretrain_steps=1"])
+    """Nor does a start that takes a part of the base's weights, which the update is then told against."""
+    methods = (
+        "methods=[{kind: lora, rank: 2, learning_rate: 1e30}, {kind: lora, rank: 1, learning_rate: 1e-2, init: pissa}]"
+    )
+    sweep = "sweep=[{of: lora-r1-pissa, vary: init, values: [olora]}]"
+    config = override(SMOKE, [methods, sweep, "controls=untrained,negated", "seeds=0", "pretrain_steps=1"])
     assert run_study(config, tmp_path / "run").is_file()
     found = current_records(read_records(tmp_path / "run" / "results.jsonl"))
-    assert len(of(found, "diverged", method="lora-r2")) == 1
+    assert len(of(found, "diverged", method="lora-r2")) == len(of(found, "diverged", method="negated")) == 1
     assert not of(found, "growth", method="lora-r2")
-    assert len(of(found, "growth", method="lora-r1")) == 1
+    assert len(of(found, "growth", method="lora-r1-pissa")) == 1
+    for stage in ({"method": "lora-r1-pissa", "setting": None}, {"setting": "init=olora"}):
+        updates = of(found, "profile", step=4, **stage)
+        assert len(updates) == 4
+        # The difference of two matrices of rank 1, whatever else lies in the weights.
+        cuts = [float(artent.EntanglementProfile.from_dict(r).cut_entropy) for r in updates]
+        assert all(0 < S < math.log(2) + 1e-3 for S in cuts)
+        assert not of(found, "profile", step=0, **stage)
 
 
 def test_command_line_tells_what_to_do(study, tmp_path, capsys):

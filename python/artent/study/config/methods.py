@@ -108,6 +108,13 @@ class Method:
         """α/r; None for full FT."""
         return None if self.rank is None else self.lora_alpha / self.rank
 
+    @property
+    def keeps_base(self):
+        """Whether its adapters start beside the base's weights; PiSSA and the like take their start out of them."""
+        from artent.reading.adapter_files import BASE_KEPT
+
+        return self.init in BASE_KEPT
+
     def varied(self, vary, value):
         """The same method with one setting changed; an α that was not set follows the rank."""
         return replace(self, **{vary: value})

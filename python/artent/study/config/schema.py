@@ -286,7 +286,9 @@ class StudyConfig:
         if taken := names & {*CONTROLS, "base"}:
             raise ValueError(f"methods: {', '.join(sorted(taken))} is a name that the study uses itself")
         if set(self.controls) - {"untrained"} and self.reference is None:
-            raise ValueError(f"controls {', '.join(self.controls)} are made from a LoRA, but methods holds none")
+            raise ValueError(
+                f"controls {', '.join(self.controls)} are made from a LoRA that keeps the base, but there is none"
+            )
         for sweep in self.sweep:
             if sweep.of != "*" and sweep.of not in names:
                 raise ValueError(f"sweep: of must be * or one of {', '.join(sorted(names))}, but it is {sweep.of!r}")
@@ -302,8 +304,8 @@ class StudyConfig:
 
     @property
     def reference(self):
-        """The method that controls are made from: the LoRA of highest rank; None without one."""
-        return max((m for m in self.methods if m.kind == "lora"), key=lambda m: m.rank, default=None)
+        """The method that controls are made from: the LoRA of highest rank that keeps the base's weights, or None."""
+        return max((m for m in self.methods if m.kind == "lora" and m.keeps_base), key=lambda m: m.rank, default=None)
 
     @property
     def tenfold(self):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 __all__ = ["measuring_memory"]
 
-LOSS_ROWS = 8  # texts of a forward pass of the held-out loss (finetune.held_out_loss)
 TOKENS = 1 << 14  # texts whose attention is measured go through the model together up to so many (measuring.growth)
 HEADS = 256 << 20  # bytes of the heads that are measured at a time (attention.probe)
 HELD = 1 << 24  # numbers of the updates that are profiled together (rounds)
@@ -21,7 +20,7 @@ def measuring_memory(config, architecture, trained):
 
 def _loss(config, a, number):
     """Logits, their float32 and the loss's logarithms."""
-    rows = min(LOSS_ROWS, config.measure.loss_texts)
+    rows = min(config.training.batch, config.measure.loss_texts)
     return rows * config.data.context * a.vocab * (number + 8 if number == 2 else 8)
 
 
