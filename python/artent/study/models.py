@@ -97,12 +97,16 @@ def save_weights(model, file):
 
 
 def adapt(model, method, targets, seed):
-    """What ``method`` trains: the model itself for full FT (of the targets alone: the rest frozen), else adapters."""
+    """What ``method`` trains: the model itself for full FT (of the targets alone: the rest frozen), else adapters.
+
+    What full FT trains is float32, as adapters are: in bfloat16 nearly every step of AdamW would be rounded away.
+    """
     torch.manual_seed(seed)  # the adapter's start
     if method.kind == "full-ft":
-        if method.train == "targets":
-            for name, parameter in model.named_parameters():
-                parameter.requires_grad_(any(name.endswith(f"{target}.weight") for target in targets))
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(method.train == "all" or name.endswith(tuple(f"{t}.weight" for t in targets)))
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
         return model
     import peft
 

@@ -70,6 +70,11 @@ def _check_machine(config):
         raise ValueError(
             f"--nproc-per-node: {here} processes were started for {torch.cuda.device_count()} GPUs; each needs one"
         )
+    if config.model.dtype == "bfloat16" and not training.bf16 and any(m.kind == "full-ft" for m in config.methods):
+        raise ValueError(
+            "training.bf16: full FT keeps float32 weights beside the bfloat16 ones of model.dtype, which needs "
+            "autocast: set it to true, or take model.dtype=float32"
+        )
     if training.bf16 and device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise ValueError(
             f"training.bf16: {torch.cuda.get_device_name()} has no bfloat16 arithmetic; take training.bf16=false"

@@ -42,6 +42,8 @@ class Stages:
         # Of a large vocabulary the logits are what takes most.
         self.loss = {"collate": self.collate, "batch": config.training.batch}
         self.device = models.device_of(config.training)
+        # Every model is measured in the arithmetic that they are trained in, the base and the controls too.
+        self.precision = functools.partial(torch.autocast, self.device, torch.bfloat16, enabled=config.training.bf16)
 
     def base(self):
         """The base model: trained on the old text or loaded, measured beside its untrained self and the nulls."""
@@ -92,7 +94,8 @@ class Stages:
     def start(self):
         """The base model's held-out losses, with which every fine-tuning begins."""
         model = self._base().to(self.device)
-        return {text: finetune.held_out_loss(model, rows, **self.loss) for text, rows in self.held_out.items()}
+        with self.precision():
+            return {text: finetune.held_out_loss(model, rows, **self.loss) for text, rows in self.held_out.items()}
 
     def tune(self, method, seed):
         """One fine-tuning on the new text, measured by the callback on the way and in full at its end."""
@@ -136,7 +139,9 @@ class Stages:
                     continue
                 folder = self.store.folder if self.store.processes.main else None
                 options = {"method": reference, "seed": seed, "folder": folder, "stem": f"{kind}-{seed}"}
-                write(*control_records(model, updates, self.probe, self.config.measure, kind, **options))
+                with self.precision():
+                    records = control_records(model, updates, self.probe, self.config.measure, kind, **options)
+                write(*records)
 
     def vary(self, variation):
         """A fine-tuning with one setting changed: its loss, its profiles, and S_ext where the sweep measures it."""
@@ -155,7 +160,8 @@ class Stages:
                 options |= {"probe": self.probe[-few:, :length], "lengths": (length,)}
             artent.attach(trainer, **options, **self._out(dict(zip(("method", "seed", "setting"), stage))))
             trainer.train(resume_from_checkpoint=self._checkpoint(stage))
-            loss = finetune.held_out_loss(model, self.held_out["new"], **self.loss)
+            with self.precision():
+                loss = finetune.held_out_loss(model, self.held_out["new"], **self.loss)
             settings = {"learning_rate": method.learning_rate, "rank": method.rank, "alpha": method.lora_alpha}
             settings |= {"chi": method.chi, "init": method.init, "loss": loss, "start": start}
             write({"kind": "sweep", "of": variation.of, "vary": variation.vary, "value": variation.value, **settings})
@@ -212,27 +218,24 @@ class Stages:
 
     def _growth(self, write, model, name, **options):
         judge = self.config.judge
-        records = growth(
-            model,
-            self.probe,
-            self.config.measure,
-            name,
-            confidence=judge.confidence,
-            seed=self.config.model.seed,
-            **options,
-        )
+        options |= {"confidence": judge.confidence, "seed": self.config.model.seed}
+        with self.precision():
+            records = growth(model, self.probe, self.config.measure, name, **options)
         write(*records)
         return records
 
     def _chain(self, write, model, name):
-        write(*chain(model, self.probe.flip(0), self.config.measure, name))  # the new text first
+        with self.precision():
+            records = chain(model, self.probe.flip(0), self.config.measure, name)  # the new text first
+        write(*records)
 
     def _samples(self, write, model, file, name=None):
         measure, folder = self.config.measure, self.store.folder
-        if self.store.processes.main:
-            write(samples_record(model, self.probe, measure, name or file, folder, stem=file))
-        else:  # a sharded model's forward pass takes all processes
-            samples(model, self.probe[:, : measure.length], measure.rows)
+        with self.precision():
+            if self.store.processes.main:
+                write(samples_record(model, self.probe, measure, name or file, folder, stem=file))
+            else:  # a sharded model's forward pass takes all processes
+                samples(model, self.probe[:, : measure.length], measure.rows)
 
     def _resumed(self, stage, write):
         if stage in self.store.reached:

@@ -123,7 +123,7 @@ class TrainingConfig:
         accumulation: forward passes a step.
         warmup: the share of the steps in which the learning rate rises.
         checkpointing: recompute activations in the backward pass, for memory.
-        bf16: autocast to bfloat16 (weights keep ``model.dtype``).
+        bf16: autocast to bfloat16. Weights keep ``model.dtype``; what is trained of them is float32.
         save_every: steps between checkpoints that a killed run goes on from; none: it starts the method again.
         parallel: with several processes, ddp (each holds the model) or fsdp (each holds a part).
         device: auto, cpu or cuda.

@@ -48,7 +48,7 @@ def step_memory(architecture, model, method, training, dtype, *, context, packed
 
     ``context`` is the tokens of a text, ``packed`` says that several texts share one and a mask parts them.
     """
-    half = dtype == "bfloat16"
+    half = dtype == "bfloat16" and not (method.kind == "full-ft" and method.train == "all")  # what it trains is float32
     sizes = _Sizes(
         architecture,
         method,
