@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import sys
@@ -221,8 +222,9 @@ def _study(options):
         for name in config_names():
             print(f"{name:24} {described(name)}")
         return
-    named = {"model.name": options.model, "data.name": options.data, "seeds": options.seeds}
-    changes = [f"{key}={value}" for key, value in named.items() if value is not None]
+    paths = {"model.name": options.model, "data.name": options.data}  # quoted: they may hold commas
+    changes = [f"{key}={json.dumps(path)}" for key, path in paths.items() if path is not None]
+    changes += [] if options.seeds is None else [f"seeds={options.seeds}"]
     config = override(named_config(options.config), changes + options.set)
     if options.dry_run:
         from artent.study.estimate import dry_run

@@ -52,10 +52,9 @@ class Stages:
             return
         with self._stage(stage) as write:
             self._resumed(stage, write)
-            if config.model.small or "untrained" in config.controls:
-                model = models.untrained(config.model, config.data.context).to(self.device)
-                self._growth(write, model, "untrained")
-                self._samples(write, model, "untrained")
+            model = models.untrained(config.model, config.data.context).to(self.device)
+            self._growth(write, model, "untrained")
+            self._samples(write, model, "untrained")
             if config.model.small:
                 self._pretrain(model, stage, write)
             else:

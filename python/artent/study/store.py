@@ -9,12 +9,12 @@ supersedes whatever the earlier try left behind.
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import shutil
 from pathlib import Path
 
 from artent.records import RecordWriter, read_records
+from artent.study.config import as_config
 from artent.training.base import together
 
 __all__ = ["BASE", "Store", "current_records", "stage_of"]
@@ -83,7 +83,7 @@ class Store:
         check_folder(self.folder, resume)
         earlier = read_records(path) if path.exists() else []
         for setup in (r for r in earlier if r["kind"] == "setup"):
-            _same_config(self.folder, setup["config"], json.loads(json.dumps(self.config.to_dict())))
+            _same_config(self.folder, setup["config"], self.config)
         self.setups = [r for r in earlier if r["kind"] == "setup"]
         current = current_records(earlier)
         done = {stage_of(r) for r in current if r["kind"] == "done"}
@@ -141,7 +141,7 @@ def check_folder(folder, resume):
     """Raises FileExistsError, NotADirectoryError for a folder that a study must not write to."""
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"--out: {folder} is a file; a study needs a folder")
-    used = folder.exists() and any(folder.iterdir())
+    used = folder.exists() and any(file.name != "results.jsonl" or file.stat().st_size for file in folder.iterdir())
     if used and not resume:
         raise FileExistsError(
             f"--out: {folder} is not empty. Give --resume to go on with a study in it, or another --out"
@@ -152,20 +152,26 @@ def check_folder(folder, resume):
 
 def _same_config(folder, recorded, wanted):
     """Raises ValueError where ``wanted`` is not ``recorded`` with, at most, something more to do."""
-    old, new = _flat(recorded), _flat(wanted)
+    try:
+        began = as_config(recorded)
+    except ValueError as error:
+        raise ValueError(f"--resume: {folder} was begun by another version of artent ({error}); begin again") from error
+    old, new = _flat(began.to_dict()), _flat(wanted.to_dict())
     for key in ("methods", "seeds"):
         if old[key] == new[key][: len(old[key])]:
             old[key] = new[key]
-    changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    changed = sorted(key for key in old if old[key] != new[key])
     changed = [key for key in changed if not any(key == free or key.startswith(f"{free}.") for free in _FREE)]
-    reference = [max((m["rank"] for m in v["methods"] if m["kind"] == "lora"), default=0) for v in (recorded, wanted)]
-    if set(recorded["controls"]) - {"untrained"} and reference[0] != reference[1]:
-        changed.append("methods")  # the controls are made from the LoRA of highest rank
     if changed:
-        told = ", ".join(f"{key} ({old.get(key)} there, {new.get(key)} now)" for key in changed)
+        told = ", ".join(f"{key} ({old[key]} there, {new[key]} now)" for key in changed)
         raise ValueError(
             f"--resume: {folder} holds a study with another configuration: {told}. Resume with the options it was "
             "begun with (more seeds and methods may be added behind the others), or choose another --out"
+        )
+    if set(began.controls) - {"untrained"} and began.reference != wanted.reference:
+        raise ValueError(
+            f"--resume: the controls of {folder} were made from {began.reference.name}, the LoRA of highest rank, and "
+            f"would now be made from {wanted.reference.name}; add methods of lower rank, or choose another --out"
         )
 
 

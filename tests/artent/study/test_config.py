@@ -116,6 +116,9 @@ def test_methods_refuse(values, words):
         (["sweep=[{vary: rank}]"], "give values or times"),
         (["sweep=[{vary: alpha, values: [1, 1]}]"], "distinct positive"),
         (["sweep=[{vary: rank, values: [3]}, {vary: rank, values: [3], of: lora-r2}]"], "asked for twice"),
+        (["sweep=[{vary: rank, of: lora-r2, values: [2]}]"], "no method has that setting at another value"),
+        (["seeds=4294967296"], "2³² − 1"),
+        (["methods=[{kind: lora, learning_rate: 1, rank: 2, init: false}]"], "starts with a random update"),
         (["stepz=7"], "unknown key 'stepz' .did you mean steps"),
         (["seed=1"], "model.seed or data.seed"),
         (["steps"], "key=value"),
@@ -175,6 +178,13 @@ def test_files_extend_one_another(tmp_path):
         mine.write_text(text)
         with pytest.raises(ValueError, match=words):
             named_config(mine)
+    (tmp_path / "a.yaml").write_text("extends: b.yaml")  # found beside it
+    (tmp_path / "b.yaml").write_text("extends: a.yaml")
+    with pytest.raises(ValueError, match="it extends itself"):
+        named_config(tmp_path / "a.yaml")
+    mine.write_bytes("name: Gr\xfcn".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"mine.yaml: .* not UTF-8"):
+        named_config(mine)
     with pytest.raises(FileNotFoundError, match="no file"):
         named_config(tmp_path / "other.yaml")
     with pytest.raises(ValueError, match=r"quick, .*'smok' .did you mean smoke"):

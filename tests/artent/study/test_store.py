@@ -4,6 +4,7 @@ import json
 
 import pytest
 from artent.distributed import ALONE
+from artent.records import RecordWriter
 from artent.study.config import named_config, override
 from artent.study.store import BASE, Store, current_records, stage_of
 
@@ -94,10 +95,6 @@ def test_a_folder_in_use_wants_resume(tmp_path):
         (["data.seed=5"], "data.seed"),
         (["seeds=1"], "seeds"),
         (["methods=lora-r2,full-ft"], "methods"),
-        (
-            ["methods=" + json.dumps([*SMOKE.to_dict()["methods"], {"kind": "lora", "learning_rate": 1, "rank": 9}])],
-            "methods",  # the controls are the larger LoRA's then
-        ),
     ],
 )
 def test_another_study_is_not_gone_on_with(tmp_path, changes, words):
@@ -119,6 +116,26 @@ def test_another_study_is_not_gone_on_with(tmp_path, changes, words):
 def test_a_study_may_go_further_than_it_was_begun(tmp_path, changes):
     opened(tmp_path / "run")
     reopened(tmp_path / "run", override(SMOKE, changes))
+
+
+def test_a_larger_lora_would_change_what_controls_are_made_from(tmp_path):
+    opened(tmp_path / "run")
+    larger = [*SMOKE.to_dict()["methods"], {"kind": "lora", "learning_rate": 1, "rank": 9}]
+    with pytest.raises(ValueError, match=r"made from lora-r2, .* now be made from lora-r9"):
+        reopened(tmp_path / "run", override(SMOKE, [f"methods={json.dumps(larger)}"]))
+
+
+def test_a_folder_that_an_older_artent_wrote_is_told(tmp_path):
+    with RecordWriter(tmp_path / "results.jsonl") as writer:
+        writer.write({"kind": "setup", "config": {"name": "quick", "layers": 4}, "texts": {}})
+    with pytest.raises(ValueError, match=r"another version of artent .*unknown key 'layers'"):
+        reopened(tmp_path)
+
+
+def test_records_that_were_never_written_are_no_study(tmp_path):
+    """What a study leaves that ended on its data: the corrected command needs no --resume."""
+    (tmp_path / "results.jsonl").touch()
+    Store(tmp_path, SMOKE, False, ALONE).close()
 
 
 def test_other_texts_are_noticed(tmp_path):

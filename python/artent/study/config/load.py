@@ -71,15 +71,20 @@ def override(config, assignments):
     return as_config(values, where="--set")
 
 
-def _values(name):
-    yaml = _yaml()
+def _values(name, extended=()):
+    """The sections of a configuration, over those of what it extends; ``extended``: who led here."""
+    yaml, path = _yaml(), Path(name).expanduser()
+    if name in extended:
+        raise ValueError(f"--config {extended[0]}: it extends itself, by {' → '.join((*extended, name))}")
     if name in config_names():
         text, where = (_FOLDER / f"{name}.yaml").read_text("utf-8"), name
-    elif name.endswith((".yaml", ".yml")):
-        path = Path(name).expanduser()
+    elif path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise FileNotFoundError(f"--config: there is no file {name}")
-        text, where = path.read_text("utf-8"), path.stem
+        try:
+            text, where = path.read_text("utf-8"), path.stem
+        except UnicodeDecodeError as error:
+            raise ValueError(f"--config {name}: not readable as YAML: it is not UTF-8 ({error})") from None
     else:
         near = difflib.get_close_matches(name, config_names(), 1)
         hint = f" (did you mean {near[0]}?)" if near else ""
@@ -94,9 +99,9 @@ def _values(name):
         raise ValueError(f"--config {name}: expected sections such as model: and data:, but it is {values!r:.60}")
     base = values.pop("extends", None)
     if base is not None:
-        if str(base) == name:
-            raise ValueError(f"--config {name}: extends itself")
-        values = _merged(_values(str(base)), values)
+        beside = path.parent / str(base)
+        base = str(beside) if beside.is_file() and beside.suffix else str(base)
+        values = _merged(_values(base, (*extended, name)), values)
     return {**values, "name": values.get("name", where) if base is None else where}
 
 

@@ -67,6 +67,8 @@ class Method:
             )
         if self.alpha is not None and not 0 < self.alpha < float("inf"):
             raise ValueError(f"alpha must be positive, but it is {self.alpha}")
+        if self.init is False:
+            raise ValueError("init is false: such an adapter starts with a random update; take true, or a named start")
         if self.cores < 2:
             raise ValueError(f"cores must be at least 2, but it is {self.cores}: a single core is LoRA's A")
         if self.alias is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.alias):

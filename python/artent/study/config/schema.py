@@ -33,9 +33,10 @@ def _one_of(section, of, **choices):
             raise ValueError(f"{section}.{key} must be one of {', '.join(allowed)}, but it is {getattr(of, key)!r}")
 
 
-def _distinct(key, values):
+def _distinct(key, values, hint=""):
     if not values or len(set(values)) != len(values):
-        raise ValueError(f"{key} must be distinct and not empty, but they are {', '.join(map(str, values)) or 'none'}")
+        told = ", ".join(map(str, values)) or "none"
+        raise ValueError(f"{key} must be distinct and not empty, but they are {told}{hint}")
 
 
 @dataclass(frozen=True)
@@ -274,10 +275,10 @@ class StudyConfig:
     seeds: tuple[int, ...] = (0, 1)
 
     def __post_init__(self):
-        _distinct("methods", [method.name for method in self.methods])
+        _distinct("methods", [method.name for method in self.methods], "; alias gives a method a name of its own")
         _distinct("seeds", self.seeds)
-        if min(self.seeds) < 0:
-            raise ValueError(f"seeds must be at least 0, but they are {', '.join(map(str, self.seeds))}")
+        if min(*self.seeds, self.model.seed) < 0 or max(*self.seeds, self.model.seed, self.data.seed) >= 2**32:
+            raise ValueError(f"seeds must be from 0 to 2³² − 1, but they are {', '.join(map(str, self.seeds))}")
         if len(set(self.controls)) != len(self.controls) or set(self.controls) - set(CONTROLS):
             raise ValueError(
                 f"controls must be distinct names among {', '.join(CONTROLS)}, but they are {self.controls}"
@@ -292,6 +293,8 @@ class StudyConfig:
         for sweep in self.sweep:
             if sweep.of != "*" and sweep.of not in names:
                 raise ValueError(f"sweep: of must be * or one of {', '.join(sorted(names))}, but it is {sweep.of!r}")
+            if not any(sweep.of_method(m) for m in self.methods if sweep.of in ("*", m.name)):
+                raise ValueError(f"sweep of {sweep.vary}: no method has that setting at another value than these")
         if self.measure.length > self.data.context:
             raise ValueError(
                 f"measure.lengths must be at most data.context = {self.data.context}, but they are "
