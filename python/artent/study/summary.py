@@ -229,6 +229,11 @@ class Summary:
         depth = fmean(max(null["gaussian"]) - null["gaussian"][p.cut - 1] for p, null in pairs)
         return depth, fmean(null["gaussian_spread"][p.cut - 1] for p, null in pairs)
 
+    @property
+    def loss_unit(self):
+        """Of a loss: the small model's tokens are bytes."""
+        return "nats a byte" if self.config.model.small else "nats a token"
+
     def final_losses(self, method):
         """Held-out loss of the new text at the last step, nats a token, of every seed."""
         return [self.losses[(method, seed)]["new"][-1][1] for seed in self.seeds(method)]

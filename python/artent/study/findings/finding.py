@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from statistics import fmean
 
@@ -47,6 +48,10 @@ class Finding:
     standing: str
     paper: str | None = None
     numbers: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        for key in ("claim", "detail"):  # a minus, as it is printed
+            object.__setattr__(self, key, re.sub(r"(?<![\w.-])-(?=\d)", "−", getattr(self, key)))
 
 
 def listed(labels):

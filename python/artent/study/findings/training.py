@@ -67,7 +67,7 @@ def mps_loss(s):
             narrow = welch(mps, lora, 2 * confidence - 1)
             tests.append((difference.value, spread, narrow.low > spread or narrow.high < -spread, narrow))
         unfair += [m.label for m in (a, b) if _elsewhere(s, m)]
-    detail = f"Held-out loss on the new text, nats a token, mean and range over seeds. {'; '.join(told)}."
+    detail = f"Held-out loss on the new text, {s.loss_unit}, mean and range over seeds. {'; '.join(told)}."
     few = few_seeds(s, [m for pair in pairs for m in pair])
     if not tests:
         return Finding(
@@ -103,7 +103,7 @@ def learning(s):
     claim = "Every method learned the new text"
     if idle:
         claim = f"{listed(idle)} hardly learned, so what follows says little about {'it' if len(idle) == 1 else 'them'}"
-    detail = f"Held-out loss on it, nats a token: {'; '.join(told)}."
+    detail = f"Held-out loss on it, {s.loss_unit}: {'; '.join(told)}."
     if s.diverged:
         detail += (
             f" Diverged: {listed(f'{s.labels.get(stage[0], stage[0])}, seed {stage[1]}' for stage in s.diverged)}."
@@ -128,7 +128,7 @@ def learning_rates(s):
     claim = "Every method ran at the best of the learning rates tried"
     if elsewhere:
         claim = f"{listed(elsewhere)} did better at another learning rate than the study's"
-    detail = f"Held-out loss on the new text, nats a token, one seed. {'; '.join(told)}."
+    detail = f"Held-out loss on the new text, {s.loss_unit}, one seed. {'; '.join(told)}."
     return Finding("learning-rates", claim, detail, OURS)
 
 

@@ -7,7 +7,7 @@ from math import isfinite
 from pathlib import Path
 from statistics import fmean
 
-from artent.study.report import beside, page, summary_of, training
+from artent.study.report import beside, page, summary_of
 from artent.study.report.updates import over_seeds
 from artent.study.report.view import View, line, span
 from artent.study.report.words import told
@@ -220,7 +220,7 @@ def _losses(names, views):
             if runs and all(runs) and all(isfinite(v) for run in runs for _, v in run):
                 series.append({**over_seeds(views[i], m, runs), **_style(i), "name": names[i]})
         if series:
-            units = {training.unit(views[i].s) for i, _ in methods}
+            units = {views[i].s.loss_unit for i, _ in methods}
             made[label] = {
                 "type": "lines",
                 "legend": True,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 
 from artent.study.report.explorer import thinned
-from artent.study.report.training import unit
 from artent.study.report.words import PAPER, told
 
 __all__ = ["counts", "explorer_section", "footer", "header", "overview_caption", "setup"]
@@ -154,7 +153,7 @@ def _setup(view):
     yield "Seeds", f"{', '.join(map(str, c.seeds))} (order of the texts, start of the adapter)"
     if c.controls:
         yield "Controls", "; ".join(s.labels.get(name, name) for name in c.controls)
-    yield "Loss", unit(s)
+    yield "Loss", s.loss_unit
     yield "Versions", ", ".join(f"{name} {version}" for name, version in s.setup.get("versions", {}).items())
     yield "Machine", f"{s.setup.get('machine', 'not recorded')}; begun {s.begun}"
     seconds = sum(s.seconds.values())

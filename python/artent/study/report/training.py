@@ -8,7 +8,7 @@ from statistics import fmean
 from artent.study.report.updates import margin_about, over_seeds, view_legend
 from artent.study.report.view import QUANTITIES, line, span
 
-__all__ = ["charts", "families", "unit"]
+__all__ = ["charts", "families"]
 
 SETTINGS = {
     "learning_rate": ("learning rate", "log"),
@@ -17,11 +17,6 @@ SETTINGS = {
     "chi": ("bond dimension χ", "log"),
     "init": ("initialisation", None),
 }
-
-
-def unit(summary):
-    """Of a loss: the small model's tokens are bytes."""
-    return "nats a byte" if summary.config.model.small else "nats a token"
 
 
 def charts(view):
@@ -38,7 +33,7 @@ def charts(view):
                 "legend": True,
                 "label": f"Held-out loss on {words} over the steps, by method.",
                 "x": {"title": "step"},
-                "y": {"title": f"held-out loss on {words}, {unit(view.s)}", "digits": 3},
+                "y": {"title": f"held-out loss on {words}, {view.s.loss_unit}", "digits": 3},
                 "series": series,
             }
     made["losses"] = _final(view)
@@ -85,7 +80,7 @@ def _final(view):
         "type": "dots",
         "label": "Held-out loss on the new text at the end of every run.",
         "x": {
-            "title": f"held-out loss on the new text, {unit(view.s)}",
+            "title": f"held-out loss on the new text, {view.s.loss_unit}",
             "min": low - room,
             "max": high + room,
             "digits": 3,
@@ -121,7 +116,7 @@ def _matched(view):
                 "type": "lines",
                 "label": f"{title} against the held-out loss on the new text, step by step, means over seeds.",
                 "x": {
-                    "title": f"held-out loss on the new text, {unit(view.s)}: training goes to the left",
+                    "title": f"held-out loss on the new text, {view.s.loss_unit}: training goes to the left",
                     "short": "loss",
                 },
                 "y": {"title": title},
@@ -167,7 +162,7 @@ def _sweeps(view, quantities):
     settings = [vary for vary in SETTINGS if any(run.vary == vary for run in view.s.sweeps)]
     made = {}
     for quantity in quantities:
-        words = {"loss": f"held-out loss on the new text, {unit(view.s)}", "s_ext": "S_ext at the end, nats"}
+        words = {"loss": f"held-out loss on the new text, {view.s.loss_unit}", "s_ext": "S_ext at the end, nats"}
         title = words.get(quantity) or QUANTITIES[quantity][1]
         for vary in settings:
             series, names = _swept(view, quantity, vary)
