@@ -128,14 +128,14 @@ def _check_methods(config, shape):
     for method, _ in config.runs:
         if method.name not in found:
             found[method.name] = trained.count(shape, method, config.measure.targets, config.model.dtype)
-            _check_method(method, method.label, found[method.name].shapes)
+            _check_method(method, method.label, found[method.name].shapes, config.model.dtype)
     for variation in config.variations:
         told = f"sweep of {variation.vary}, {variation.method.label}"
-        _check_method(variation.method, told, found[variation.of].shapes)
+        _check_method(variation.method, told, found[variation.of].shapes, config.model.dtype)
     return found
 
 
-def _check_method(method, told, shapes):
+def _check_method(method, told, shapes, dtype):
     if method.rank is None:
         return
     smallest = min(shapes, key=min)
@@ -146,6 +146,11 @@ def _check_method(method, told, shapes):
         _check_chain(method, told, {n for _, n in shapes})
     elif method.init is not True:
         _check_init(method, told)
+        if dtype == "bfloat16" and not method.keeps_base:
+            raise ValueError(
+                f"{told}: init {method.init!r} takes a part of the base's weights out of them, and of bfloat16 weights "
+                "the update would be what rounding makes of that; take model.dtype=float32, or another init"
+            )
 
 
 def _check_chain(method, told, inputs):

@@ -81,7 +81,7 @@ def _old_text(config, tokenizer):
     """
     if config.model.small:
         return english(config.data.context, 0.05, tokenizer)
-    return english(config.measure.length, 0.1, tokenizer)
+    return english(config.measure.length, 0.5, tokenizer)
 
 
 def setup_record(config, corpora):
@@ -91,13 +91,14 @@ def setup_record(config, corpora):
     versions |= {package: importlib.metadata.version(package) for package in PACKAGES}
     where = torch.cuda.get_device_name() if device_of(config.training) == "cuda" else platform.machine()
     machine = f"{where}, {os.cpu_count()} cores, torch on {torch.get_num_threads()} threads"
-    if (size := processes().size) > 1:
-        machine += f", {size} processes"
+    size = processes().size
+    machine += f", {size} processes" if size > 1 else ""
     return {
         "kind": "setup",
         "config": config.to_dict(),
         "texts": texts,
         "versions": versions,
+        "processes": size,
         "machine": machine,
         "time": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     }

@@ -37,6 +37,10 @@ class Stages:
         half = measure.texts // 2  # texts of both kinds, none of them trained on
         parts = [corpus.probe(n, measure.length) for corpus, n in ((old, half), (new, measure.texts - half)) if n]
         self.probe = torch.cat(parts)
+        if tokenizer.bos_token_id is not None:  # the sink of a model that knows one; chats bring it along
+            begun = self.probe[:, :1] == tokenizer.bos_token_id
+            first = torch.full_like(self.probe[:, :1], tokenizer.bos_token_id)
+            self.probe = torch.where(begun, self.probe, torch.cat([first, self.probe[:, :-1]], 1))
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self.collate = collate(0 if pad is None else pad)
         # Of a large vocabulary the logits are what takes most.
@@ -113,6 +117,7 @@ class Stages:
             trainer.train(resume_from_checkpoint=self._checkpoint(stage))
             if not math.isfinite(losses.last["new"]):  # at ten times the rate, perhaps: nothing is left to measure
                 write({"kind": "diverged"})
+                self.store.diverged.add(stage)
                 return
             if method.kind != "full-ft" and method.keeps_base:  # else it fits a base that is nowhere
                 self._save_adapter(model, method.name, seed)
@@ -128,12 +133,12 @@ class Stages:
         if not left:
             return
         reference = self.config.reference.name
-        adapter = self.store.adapter(reference, seed)
-        updates = dict(artent.weight_updates(adapter)) if adapter.is_dir() else None
+        diverged = (reference, seed) in self.store.diverged
+        updates = None if diverged else dict(artent.weight_updates(self.store.adapter(reference, seed)))
         model = self._base().to(self.device)
         for kind in left:
             with self._stage((kind, seed)) as write:
-                if updates is None:  # what it is made from diverged
+                if diverged:  # what it would be made from
                     write({"kind": "diverged"})
                     continue
                 folder = self.store.folder if self.store.processes.main else None

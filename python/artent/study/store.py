@@ -67,6 +67,7 @@ class Store:
     Attributes:
         done: the stages that are.
         reached: ``{stage: step}`` of the last checkpoint of stages that are not.
+        diverged: the stages that are done and ended in NaN.
     """
 
     def __init__(self, folder, config, resume, processes):
@@ -76,7 +77,7 @@ class Store:
         with together(processes):
             if processes.main:
                 known = self._open(resume)
-        self.done, self.reached = processes.broadcast(known)
+        self.done, self.reached, self.diverged = processes.broadcast(known)
 
     def _open(self, resume):
         path = self.folder / "results.jsonl"
@@ -84,6 +85,11 @@ class Store:
         earlier = read_records(path) if path.exists() else []
         for setup in (r for r in earlier if r["kind"] == "setup"):
             _same_config(self.folder, setup["config"], self.config)
+            if (began := setup.get("processes", 1)) != self.processes.size:
+                raise ValueError(
+                    f"--resume: {self.folder} was begun on {began} processes and this is {self.processes.size}: a step "
+                    "would take other texts, and seeds could not be compared; start as many (torchrun --nproc-per-node)"
+                )
         self.setups = [r for r in earlier if r["kind"] == "setup"]
         current = current_records(earlier)
         done = {stage_of(r) for r in current if r["kind"] == "done"}
@@ -98,7 +104,7 @@ class Store:
             reached = {stage: step for stage, step in reached.items() if stage[0] == BASE}
         self.folder.mkdir(parents=True, exist_ok=True)
         self.writer = RecordWriter(path)
-        return done, reached
+        return done, reached, {stage_of(r) for r in current if r["kind"] == "diverged"}
 
     def write(self, *records):
         if self.writer is not None:

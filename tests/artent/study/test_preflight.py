@@ -61,6 +61,14 @@ def test_each_fault_is_named(change, words, tmp_path):
     refused(override(SMOKE, changes), tmp_path / "out", words)
 
 
+def test_what_bfloat16_weights_would_round_away(tmp_path):
+    half = override(SMOKE, ["model.dtype=bfloat16"])
+    refused(half, tmp_path / "out", "training.bf16: full FT keeps float32 weights")
+    swept = override(half, ["bf16=true", "sweep=[{of: lora-r2, vary: init, values: [pissa]}]"])
+    refused(swept, tmp_path / "out", "init 'pissa' takes a part of the base's weights")
+    preflight.check(override(half, ["bf16=true"]), tmp_path / "out")
+
+
 def test_a_chain_needs_as_many_factors_as_cores(tmp_path):
     config = replace(SMOKE, methods=(Method("mps", 1e-2, rank=2, chi=2, cores=6),), controls=(), sweep=())
     refused(config, tmp_path / "out", "32 inputs of a target are no product of 6 sites, but of 2 · 2 · 2 · 2 · 2")

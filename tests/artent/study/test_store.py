@@ -132,6 +132,12 @@ def test_a_folder_that_an_older_artent_wrote_is_told(tmp_path):
         reopened(tmp_path)
 
 
+def test_another_number_of_processes_is_another_study(tmp_path):
+    opened(tmp_path / "run", SMOKE, {"kind": "setup", "config": SMOKE.to_dict(), "texts": {}, "processes": 2})
+    with pytest.raises(ValueError, match="begun on 2 processes and this is 1"):
+        reopened(tmp_path / "run")
+
+
 def test_records_that_were_never_written_are_no_study(tmp_path):
     """What a study leaves that ended on its data: the corrected command needs no --resume."""
     (tmp_path / "results.jsonl").touch()

@@ -116,7 +116,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How every method is trained: AdamW, warm-up, cosine to zero.
+    """How every method is trained: AdamW (β₂ = 0.95, gradients clipped to norm 1), warm-up, cosine to zero.
 
     Attributes:
         steps: of the optimizer.
