@@ -10,6 +10,7 @@ __all__ = ["chart", "charts"]
 
 _NAMED = {**{f"m{i}": colour for i, colour in enumerate(COLOURS)}, "ink": "black", "null": "0.5", "other": "#8F3FA8"}
 _SHAPES = {"circle": "o", "square": "s", "triangle": "^", "diamond": "D"}
+_BEHIND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}  # lines pass under a number
 _MOST = 14  # entries of a legend in one column
 
 
@@ -93,7 +94,8 @@ def _lines(ax, spec, colours):
             arrowprops={"arrowstyle": "<->", "shrinkA": 0, "shrinkB": 0},
         )
         middle = (arrow["x"], (arrow["from"] + arrow["to"]) / 2)
-        ax.annotate(arrow["label"], middle, xytext=(5, 0), textcoords="offset points", va="center", size="small")
+        at = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "size": "small", "bbox": _BEHIND}
+        ax.annotate(arrow["label"], middle, **at)
     _scale(ax.xaxis, ax.set_xscale, spec["x"])
     _scale(ax.yaxis, ax.set_yscale, spec["y"])
     if spec["y"].get("kind") != "log":
@@ -111,7 +113,7 @@ def _scale(axis, set_scale, told):
         names = told.get("names", {})
         axis.set_ticks(told["ticks"], [str(names.get(tick, _tick(tick))) for tick in told["ticks"]])
     elif told.get("kind") != "log":
-        axis.get_major_locator().set_params(nbins=7)
+        axis.get_major_locator().set_params(nbins=7, integer=told["title"].startswith("bond"))
 
 
 def _tick(value):

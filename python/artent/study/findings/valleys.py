@@ -99,7 +99,8 @@ def valley_full_ft(s):
         ]
         if lost:
             detail += (
-                f" In excess of random matrices of its shape, {listed(lost)} is not: there the rank makes the depth."
+                f" Beyond what random matrices of its shape have, the valley of {listed(lost)} is no deeper than full "
+                "FT's: there the rank makes the depth."
             )
     else:
         claim, standing = "Seeds are too few or too different to tell LoRA's depth from full FT's", OPEN
