@@ -165,7 +165,7 @@ def test_what_diverges_is_told_and_does_not_end_the_study(tmp_path):
         "methods=[{kind: lora, rank: 2, learning_rate: 1e30}, {kind: lora, rank: 1, learning_rate: 1e-2, init: pissa}]"
     )
     sweep = "sweep=[{of: lora-r1-pissa, vary: init, values: [olora]}]"
-    config = override(SMOKE, [methods, sweep, "controls=untrained,negated", "seeds=0", "pretrain_steps=1"])
+    config = override(SMOKE, [methods, sweep, "controls=untrained,negated", "seeds=0", "pretrain_steps=1", "bf16=true"])
     assert run_study(config, tmp_path / "run").is_file()
     found = current_records(read_records(tmp_path / "run" / "results.jsonl"))
     assert len(of(found, "diverged", method="lora-r2")) == len(of(found, "diverged", method="negated")) == 1

@@ -40,8 +40,9 @@ def samples(model, texts, rows):
 
     for part in texts.split(max(1, _TOKENS // T)):
         watched(model, part, see)
-    layers = [tuple(map(torch.cat, zip(*found[layer]))) for layer in sorted(found)]
-    return dict(zip(("rows", "outputs"), map(torch.stack, zip(*layers))))
+    with torch.autocast("cpu", enabled=False):  # which joins no float16
+        layers = [tuple(map(torch.cat, zip(*found[layer]))) for layer in sorted(found)]
+        return dict(zip(("rows", "outputs"), map(torch.stack, zip(*layers))))
 
 
 def positions(T, rows):
