@@ -49,7 +49,7 @@ def families(view):
         ("sweep-loss", ("loss",)),
     ):
         made[name] = _sweeps(view, quantities)
-    made["sweep"]["drawn"] = [key for key in made["sweep"]["charts"] if key.startswith(("effective_rank", "slope"))]
+    made["sweep"]["drawn"] = [key for key in made["sweep"]["charts"] if key.startswith("effective_rank")]
     return {name: family for name, family in made.items() if family and family["charts"]}
 
 
