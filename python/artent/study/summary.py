@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from math import isfinite
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
@@ -11,6 +12,7 @@ import torch
 
 from artent import EntanglementProfile, theory
 from artent.study.config import as_config
+from artent.study.config.methods import VARIED
 from artent.study.store import BASE, current_records, stage_of
 
 __all__ = ["AttentionChain", "Control", "StepAttention", "Summary", "SweepRun"]
@@ -52,7 +54,10 @@ class Control(NamedTuple):
 
 
 class SweepRun(NamedTuple):
-    """One run of a sweep. ``stage`` leads to its profiles and its attention in the Summary."""
+    """One run of a sweep. ``stage`` leads to its profiles and its attention in the Summary.
+
+    ``loss``: held out, of the new text at its end; ``start``: at its start, None where not recorded.
+    """
 
     stage: tuple
     of: str
@@ -61,6 +66,12 @@ class SweepRun(NamedTuple):
     seed: int
     loss: float
     settings: dict  # learning_rate, rank, alpha, chi, init, as far as recorded
+    start: float | None = None
+
+    @property
+    def learned(self):
+        """Whether its loss fell. What unlearned or diverged says how a run breaks, not what a setting does."""
+        return isfinite(self.loss) and (self.start is None or self.loss < self.start)
 
 
 class Summary:
@@ -183,9 +194,9 @@ class Summary:
             self.sample_files[at] = record["samples"]
 
     def _read_sweep(self, stage, record):
-        settings = {key: record.get(key) for key in ("learning_rate", "rank", "alpha", "chi", "init")}
-        run = SweepRun(stage, record["of"], record["vary"], record["value"], stage[1], record["loss"], settings)
-        self.sweeps.append(run)
+        settings = {key: record.get(key) for key in VARIED}
+        about = (record["of"], record["vary"], record["value"], stage[1], record["loss"])
+        self.sweeps.append(SweepRun(stage, *about, settings, record.get("start")))
 
     # Lookups and means.
 
@@ -206,9 +217,8 @@ class Summary:
         return {module: self.last(stage, module) for module in sorted(self.profiles[stage])}
 
     def last_attention(self, stage):
-        """The StepAttention of the last step measured on the way; None where none was."""
-        steps = self.attention.get(stage)
-        return steps[max(steps)] if steps else None
+        """The StepAttention of a run's last step; None where it was not measured there, as of what diverged before."""
+        return self.attention.get(stage, {}).get(self.config.training.steps) if stage not in self.diverged else None
 
     def mean_last(self, method, quantity):
         """Mean over modules and seeds of a profile's attribute at the last step."""

@@ -7,7 +7,7 @@ model of two layers with four heads, modules of 64×64, seconds at most.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import log
 
@@ -91,6 +91,8 @@ class Effects:
         seed_noise: of a head's S_ext between seeds. method_shift: of a head's S_ext between methods.
         attention_drift: shift of all heads' S_ext from the first step to the last, the same for all methods.
         attention_varied: by how much a sweep's end values move S_ext, ``{vary: nats}``; "*" for all others.
+        sweep_noise: of a head's S_ext in a swept run, its own.
+        broken: ``{(vary, value): loss}`` at the end of swept runs that learned nothing; losses begin at 3.
         control_shift: of a head's S_ext in untrained and lora-10x; the other controls have a third of it.
         bulk: T_eff/T of the random bulk beside A's largest Schmidt probability; bulk_noise: of S at the cut, a head.
         learned: fall of the loss, nats a token. loss_noise: of its end between seeds. method_loss: by how much a method
@@ -120,6 +122,8 @@ class Effects:
     method_shift: float = 0.01
     attention_drift: float = 0.02
     attention_varied: dict | None = None
+    sweep_noise: float = 0.002
+    broken: dict = field(default_factory=dict)
     control_shift: float = 0.5
     bulk: float = 1.0
     bulk_noise: float = 0.05
@@ -226,10 +230,13 @@ def _variation(e, v):
     for module in MODULES:
         yield profile(e, v.method, (v.of, v.seed), module, step, _of(e.varied, v.vary, 0.3) * far)
     s_ext = tuned(e, v.of, v.seed) + _of(e.attention_varied, v.vary, 0.01) * far
-    yield attention(s_ext[-1:, :, -2:] + noise(v.stage, shape=(LAYERS, 1, HEADS), scale=0.002), step, LENGTHS[-1:])
+    yield attention(s_ext[-1:, :, -2:] + head_shift(v.stage, e.sweep_noise), step, LENGTHS[-1:])
     settings = {k: getattr(v.method, k) for k in ("learning_rate", "rank", "alpha", "chi", "init")}
     loss = 3.0 - e.learned + _loss(e, own, v.seed) + 0.05 * far**2
-    yield {"kind": "sweep", "of": v.of, "vary": v.vary, "value": v.value, **settings, "loss": loss}
+    if (v.vary, v.value) in e.broken:
+        loss = e.broken[(v.vary, v.value)]
+    about = {"of": v.of, "vary": v.vary, "value": v.value, **settings}
+    yield {"kind": "sweep", **about, "loss": loss, "start": 3.0}
 
 
 def _control(e, control, seed, folder):

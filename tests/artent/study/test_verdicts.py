@@ -82,15 +82,38 @@ TURNS = {
         {"update_noise": 0.5},
         {"valley-full-ft": (OPEN, "too few or too different")},
     ),
-    "deeper in full FT": ({"full_dip": 2.0}, {"valley-full-ft": (FAILS, "does not set LoRA apart")}),
-    "excess deeper in full FT": ({"full_dip": 1.2}, {"valley-full-ft": (HOLDS, "In excess of random matrices")}),
+    "deeper in full FT": (
+        {"full_dip": 2.0, "methods": (*METHODS[:2], METHODS[3])},
+        {"valley-full-ft": (HOLDS, "Full FT's valley is deeper than LoRA's")},
+    ),
+    "as deep in full FT": (
+        {"rise": "flat", "lora_dip": 0.0, "update_noise": 0.002},
+        {"valley-full-ft": (FAILS, "does not set LoRA apart")},
+    ),
+    "as deep, but for noise": (
+        {"rise": "flat", "lora_dip": 0.0, "update_noise": 0.1},
+        {"valley-full-ft": (OPEN, "too few or too different")},
+    ),
+    "excess deeper in full FT": ({"full_dip": 1.2}, {"valley-full-ft": (HOLDS, "which has one too")}),
+    "shallower beyond the shape's": (
+        {"full_dip": 1.2},
+        {"valley-full-ft": (HOLDS, "that of LoRA r = 16 is shallower than that of full FT (")},
+    ),
     "nothing moves the valley": (
-        {"sweep": ONE_SWEEP, "varied": {"*": 0.0}},
-        {"valley-sensitive": (FAILS, "Neither moves the valley")},
+        {"sweep": ONE_SWEEP, "varied": {"*": 0.0}, "update_noise": 0.003},
+        {"valley-sensitive": (FAILS, "No setting moves the valley's depth by 0.05 nats")},
+    ),
+    "something may move the valley": (
+        {"sweep": ONE_SWEEP, "varied": {"*": 0.1}, "update_noise": 0.2},
+        {"valley-sensitive": (OPEN, "leave room for a range")},
     ),
     "the learning rate alone moves it": (
-        {"sweep": ONE_SWEEP, "varied": {"learning_rate": 0.3, "*": 0.0}},
+        {"sweep": ONE_SWEEP, "varied": {"learning_rate": 0.3, "*": 0.0}, "update_noise": 0.003},
         {"valley-sensitive": (HOLDS, "moves with learning rate, by more than between seeds, not with α")},
+    ),
+    "the learning rate, and α may": (
+        {"sweep": ONE_SWEEP, "varied": {"learning_rate": 0.3, "*": 0.0}},
+        {"valley-sensitive": (HOLDS, "Not settled for α")},
     ),
     "half the slope": ({"slope": 0.5}, {"theory-updates": (FAILS, "not random"), "volume-law": (HOLDS, "volume law")}),
     "more than the spectrum": ({"off_cut": 0.5}, {"off-cut": (OURS, "hold more than the spectrum")}),
@@ -98,14 +121,37 @@ TURNS = {
     "area law": ({"c": 0.0}, {"external-law": (FAILS, "an area law")}),
     "shrinking": ({"c": -0.3}, {"external-law": (FAILS, "neither law")}),
     "texts that differ": ({"text_noise": 1.5}, {"external-law": (OPEN, "do not settle")}),
+    "no growth, in texts that differ": ({"c": 0.05, "text_noise": 0.3}, {"external-law": (OPEN, "do not settle")}),
+    "a volume law, in texts that differ": ({"c": 0.95, "text_noise": 0.4}, {"external-law": (OPEN, "do not settle")}),
+    "less than a window's": ({"c": 0.7, "null_c": (0.2, 0.7, 0.75, 0.25)}, {"external-law": (FAILS, "plain rule")}),
     "as a null grows": ({"c": 0.76}, {"external-law": (HOLDS, "as the null “Gaussian logits” does")}),
     "A of a volume law": ({"cardy": "linear"}, {"external-chain": (FAILS, "most heads follow a volume law")}),
     "A of no growth": ({"cardy": "flat"}, {"external-chain": (FAILS, "most heads follow no growth")}),
-    "training moves attention": ({"attention_drift": 0.3}, {"external-steps": (FAILS, "by more than 0.1 nats")}),
+    "training moves attention": ({"attention_drift": 0.3}, {"external-steps": (FAILS, "by LoRA moves S_ext by more")}),
     "training may move it": ({"attention_drift": 0.09, "seed_noise": 0.06}, {"external-steps": (OPEN, "not settled")}),
     "rank moves attention": (
         {"attention_varied": {"rank": 0.4, "*": 0.0}},
         {"external-hyperparameters": (FAILS, "by more than 0.1 nats: rank")},
+    ),
+    "noise of a run's own": (
+        {"sweep_noise": 0.08, "seed_noise": 0.08, "attention_varied": {"*": 0.0}},
+        {"external-hyperparameters": (OPEN, "it takes 3 seeds a value")},
+    ),
+    "a swept run that broke": (
+        {
+            "sweep": ONE_SWEEP,
+            "attention_varied": {"learning_rate": 0.4, "*": 0.0},
+            "varied": {"learning_rate": 0.3, "*": 0.0},
+            "broken": {("learning_rate", 0.0025): float("nan"), ("learning_rate", 0.04): 3.2},
+        },
+        {
+            "external-hyperparameters": (HOLDS, "0.04 of LoRA r = 16, its loss rose from 3.00 to 3.20"),
+            "valley-sensitive": (OPEN, "learning rate 0.0025 of LoRA r = 16, diverged"),
+        },
+    ),
+    "every swept run broke": (
+        {"sweep": SWEEP[:1], "broken": {("learning_rate", 0.0025): float("nan"), ("learning_rate", 0.04): 3.2}},
+        {"external-hyperparameters": (OPEN, "was not measured"), "valley-sensitive": (OPEN, "was not measured")},
     ),
     "rank may move it": (
         {"attention_varied": {"rank": 0.11, "*": 0.0}},

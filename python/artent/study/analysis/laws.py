@@ -77,9 +77,12 @@ def rises(s) -> dict[str, Rise]:
     return found
 
 
-def slope(profile):
-    """dS/d ln D over the rising side, with a free intercept; None where that has fewer than three bonds."""
-    fit = _rise(profile, profile.entropy)
+def slope(profile, rank=None):
+    """dS/d ln D over the rising side, with a free intercept; None where that has fewer than three bonds.
+
+    ``rank`` of the update where the profile knows none.
+    """
+    fit = theory.fit_rise(profile.entropy, profile.dims, profile.cut, profile.rank or rank)
     return fit["linear"].coefficient if fit else None
 
 

@@ -9,7 +9,20 @@ import torch
 
 from artent.study.analysis import laws, residuals, sensitivity
 from artent.study.analysis.nohair import relative_change
-from artent.study.findings.finding import FAILS, HOLDS, OPEN, OURS, Finding, few_seeds, listed, setting, value_of
+from artent.study.findings.finding import (
+    FAILS,
+    HOLDS,
+    OPEN,
+    OURS,
+    Finding,
+    broken_runs,
+    few_of,
+    few_seeds,
+    listed,
+    setting,
+    unlearned,
+    value_of,
+)
 
 __all__ = [
     "drift",
@@ -21,16 +34,19 @@ __all__ = [
 ]
 
 AREA_LAW = "External entanglement follows an area law with logarithmic corrections"
+AREA = 0.1  # exponents c below this are no growth
 ALIKE = 0.05  # exponents c closer than this are not told apart, however narrow the interval over texts
 FOLLOWS = 0.2  # nats: S_ext nearer than this to a formula is described by it
+PLAIN = {"area law": "area", "area law with a logarithmic correction": "logarithm", "volume law": "volume"}
 FORMS = {"calabrese-cardy": "Calabrese and Cardy's form", "linear": "a volume law", "flat": "no growth"}
 
 
 def external_law(s):
     """c of S_ext = c ln T + b: an area law with a logarithmic correction has 0 < c < 1, a volume law 1.
 
-    Every model is judged, the base and every method's, by the wider of its intervals over texts and over seeds. At
-    finite T a volume law has less than 1: a local window's, whose entropy grows with T, is what c has to stay below.
+    Every model is judged, the base and every method's, by the wider of its intervals over texts and over seeds, which
+    has to lie wholly in one law. At finite T a volume law has less than 1: a local window's, whose entropy grows with
+    T, is what c has to stay below.
     """
     paper = f"{AREA_LAW}: S_ext = c·ln T + b with c between 0 and 1."
     found = laws.growths(s)
@@ -59,20 +75,32 @@ def external_law(s):
     if c.n and c.n < s.config.judge.seeds:
         claim = "Too few texts to tell how attention entanglement grows"
         return Finding("external-law", claim, detail, OPEN, paper, numbers)
-    laws_of = {name: _law(found[name].texts.value, low, high, volume) for name, (low, high) in ends.items()}
+    laws_of = {name: _law(low, high, volume) for name, (low, high) in ends.items()}
+    detail += (
+        f" A volume law is not c = 1 at these lengths: a local window, whose entropy grows with T, has {volume:.2f}. "
+        f"Judged by intervals: an area law below {AREA:g}, a volume law above {volume - ALIKE:.2f}, between them a "
+        "logarithmic correction."
+    )
+    plain = s.fits["base"].get("verdict")
+    if plain in PLAIN and PLAIN[plain] != laws_of["base"]:
+        detail += f" By the plain rule, 0 < c < 1, it reads as “{plain}”."
     claim, standing = {
         "area": ("Attention entanglement does not grow with length: an area law", FAILS),
-        "logarithm": ("Attention entanglement grows as c·ln T with c between 0 and 1", HOLDS),
+        "logarithm": ("Attention entanglement grows as c·ln T with c between 0 and a volume law's", HOLDS),
         "volume": ("Attention entanglement grows as fast as a volume law does at these lengths", FAILS),
-        "neither": ("Attention entanglement follows neither law", FAILS),
+        "neither": ("Attention entanglement falls with length: neither law", FAILS),
         "undecided": ("These texts do not settle how attention entanglement grows", OPEN),
     }[laws_of["base"]]
     labels = {"base": "the base model", **{m.name: m.label for m in s.methods}}
-    differing = [labels[name] for name, law in laws_of.items() if law != laws_of["base"]]
-    if differing:
-        detail += f" Otherwise in {listed(differing)}."
-        claim, standing = f"How attention entanglement grows depends on the model: {listed(differing)} differ", OPEN
-        standing = FAILS if not {"logarithm", "undecided"} & set(laws_of.values()) else standing
+    if laws_of["base"] != "undecided":
+        unsettled = [labels[name] for name, law in laws_of.items() if law == "undecided"]
+        differing = [labels[name] for name, law in laws_of.items() if law not in ("undecided", laws_of["base"])]
+        if unsettled:
+            detail, standing = f"{detail} Not settled for {listed(unsettled)}.", OPEN
+        if differing:
+            verb = "differs" if len(differing) == 1 else "differ"
+            claim = f"How attention entanglement grows depends on the model: {listed(differing)} {verb} from the base"
+            standing = OPEN if {"logarithm", "undecided"} & set(laws_of.values()) else FAILS
     near = min(nulls, key=lambda name: abs(nulls[name] - c.value), default=None)
     if near is not None and (c.low <= nulls[near] <= c.high or abs(nulls[near] - c.value) < ALIKE):
         detail += f" The null “{near}” grows alike, so c alone does not tell learned attention from it."
@@ -135,13 +163,16 @@ def external_steps(s):
         numbers[f"{labels[name]}: shift"] = [test.mean, test.low, test.high if isfinite(test.high) else None]
         numbers[f"{labels[name]}: largest of the mean over seeds"] = largest
     tests = [shifts[m.name][0] for m in judged]
+    by = " by LoRA" if judged[0].kind == "lora" else ""
     beyond = [m.label for m in judged if shifts[m.name][0].beyond]
     if beyond:
-        claim, standing = f"Training moves S_ext by more than {margin:g} nats: {listed(beyond)}", FAILS
+        claim, standing = f"Training{by} moves S_ext by more than {margin:g} nats: {listed(beyond)}", FAILS
     elif all(test.equivalent for test in tests):
-        claim, standing = f"Training moves S_ext by less than {margin:g} nats", HOLDS
+        claim, standing = f"Training{by} moves S_ext by less than {margin:g} nats", HOLDS
+        if idle := unlearned(s, judged):
+            detail, standing = f"{detail} {idle}", OPEN
     else:
-        claim, standing = f"Whether training moves S_ext by less than {margin:g} nats is not settled", OPEN
+        claim, standing = f"Whether training{by} moves S_ext by less than {margin:g} nats is not settled", OPEN
     if few := few_seeds(s, judged):
         detail, standing = f"{detail} {few}", OPEN
     return Finding("external-steps", claim, detail, standing, paper, numbers)
@@ -155,35 +186,44 @@ def external_hyperparameters(s):
         return None
     shifts = sensitivity.attention_shifts(s)
     judged = [shift for shift in shifts if shift.of in loras]
+    key = "external-hyperparameters"
     if not judged:
         detail = "S_ext was measured in no sweep of LoRA: give the study one, and measure.sweep_texts of 1 or more."
-        return Finding(
-            "external-hyperparameters", "S_ext against hyper-parameters was not measured", detail, OPEN, paper
-        )
+        detail += broken_runs(s, loras)
+        return Finding(key, "S_ext against hyper-parameters was not measured", detail, OPEN, paper)
     labels, numbers, told = {m.name: m.label for m in s.config.methods}, {}, []
     for shift in shifts:
         where = f"{setting(shift.vary)} of {labels[shift.of]}"
-        told.append(f"{where}: " + ", ".join(f"{d:.3f} at {value_of(value)}" for value, d in shift.shifts.items()))
-        numbers |= {f"{where} = {value_of(value)}: shift": d for value, d in shift.shifts.items()}
+        points = (f"{x.mean:.3f}{_below(x.high)} at {value_of(value)}" for value, x in shift.shifts.items())
+        told.append(f"{where}: {', '.join(points)}")
+        for value, x in shift.shifts.items():
+            numbers[f"{where} = {value_of(value)}: shift"] = [x.mean, x.low, x.high if isfinite(x.high) else None]
         numbers[f"{where}: between seeds"] = shift.within
-    detail = (
-        f"Distance of S_ext from the method's own setting, nats, rms over heads: {'; '.join(told)}. Two seeds of one "
-    )
-    detail += f"setting: {fmean(shift.within for shift in judged):.3f}. Margin {margin:g}."
+    detail = "Distance of S_ext from the method's own setting, nats, rms over heads, the noise of seeds taken out: "
+    detail += f"{'; '.join(told)}. Two seeds of one setting differ by "
+    detail += f"{fmean(shift.within for shift in judged):.3f}. Margin {margin:g}."
+    detail += broken_runs(s, loras)
     beyond = list(dict.fromkeys(setting(shift.vary) for shift in judged if shift.beyond))
-    if few := min(shift.seeds for shift in judged) < s.config.judge.seeds:
-        detail += f" Their spread takes {s.config.judge.seeds} seeds, there are {min(x.seeds for x in judged)}."
-    if few:
+    idle = unlearned(s, [m for m in s.methods if m.name in {shift.of for shift in judged}])
+    if min(shift.seeds for shift in judged) < s.config.judge.seeds:
+        detail += f" {few_of(s, min(shift.seeds for shift in judged))}"
         claim, standing = "S_ext against hyper-parameters", OPEN
     elif beyond:
         claim, standing = f"Hyper-parameters move S_ext by more than {margin:g} nats: {listed(beyond)}", FAILS
     elif all(shift.same for shift in judged):
         which = listed(dict.fromkeys(setting(shift.vary) for shift in judged))
         claim, standing = f"S_ext stays within {margin:g} nats whatever the {which}", HOLDS
+        if idle:
+            detail, standing = f"{detail} {idle}", OPEN
     else:
-        open_ = listed(dict.fromkeys(setting(shift.vary) for shift in judged if not shift.same))
-        claim, standing = f"Whether S_ext stays within {margin:g} nats is not settled for {open_}", OPEN
-    return Finding("external-hyperparameters", claim, detail, standing, paper, numbers)
+        unsettled = [shift for shift in judged if not shift.same]
+        which = listed(dict.fromkeys(setting(shift.vary) for shift in unsettled))
+        claim, standing = f"Whether S_ext stays within {margin:g} nats is not settled for {which}", OPEN
+        if any(shift.single for shift in unsettled):
+            detail += (
+                " One run or two of a value leave too much room beside what seeds differ: it takes 3 seeds a value."
+            )
+    return Finding(key, claim, detail, standing, paper, numbers)
 
 
 def theory_attention(s):
@@ -246,15 +286,13 @@ def drift(s):
     return Finding("drift", claim, detail, OURS, None, {f"{k}: relative change": x for k, x in changes.items()})
 
 
-def _law(c, low, high, volume):
-    """What c and its interval say, as ``external_law`` calls it; ``volume`` is what a volume law has at least."""
-    if low <= 0 <= high:
-        return "undecided" if high >= volume else "area"
-    if high < 0 or low > 1:
-        return "neither"
-    if c >= volume - ALIKE:
+def _law(low, high, volume):
+    """What an interval of c lies wholly in, as ``external_law`` calls it; ``volume``: what a volume law has."""
+    if high < AREA:
+        return "area" if high > -AREA else "neither"
+    if low > volume - ALIKE:
         return "volume"
-    return "logarithm" if high < volume else "undecided"
+    return "logarithm" if low > AREA and high < volume - ALIKE else "undecided"
 
 
 def _below(high):

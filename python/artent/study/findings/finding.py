@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from math import isfinite
 from statistics import fmean
 
+from artent.study.analysis.sensitivity import left_out
 from artent.study.analysis.statistics import interval
 
 __all__ = [
@@ -15,17 +17,22 @@ __all__ = [
     "OPEN",
     "OURS",
     "Finding",
+    "broken_runs",
+    "few_of",
     "few_seeds",
+    "hardly_learned",
     "listed",
     "of_kind",
     "over_seeds",
     "per_seed",
     "sentence",
     "setting",
+    "unlearned",
     "value_of",
 ]
 
 HOLDS, FAILS, OPEN, OURS, FAULT = "holds", "does not hold", "not enough data", "measured here", "fault"
+HARDLY = 0.02  # nats a token: a held-out loss that falls by less is no learning
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,36 @@ def few_seeds(s, methods):
     if len(short) == len(have) and len(set(short.values())) == 1:
         told = f"there {'is' if 1 in short.values() else 'are'} {min(short.values())}"
     return f"A verdict takes {need} seeds a method; {told}."
+
+
+def few_of(s, have):
+    """Why a sweep of a method of so many seeds gives no verdict, a sentence."""
+    there = f"there {'is' if have == 1 else 'are'} {have}"
+    return f"A verdict takes {s.config.judge.seeds} seeds of the swept method; {there}."
+
+
+def hardly_learned(s, methods):
+    """Labels of the methods whose held-out loss did not fall by more than ``HARDLY``."""
+    changes = {m.label: s.loss_change(m.name)[:2] for m in methods}
+    return [label for label, (start, end) in changes.items() if start is not None and not end < start - HARDLY]
+
+
+def unlearned(s, methods):
+    """Why these methods give no verdict though they have the seeds, a sentence; None where all learned."""
+    if not (idle := hardly_learned(s, methods)):
+        return None
+    return sentence(f"{listed(idle)} hardly learned: what did not learn moves nothing, which says nothing.")
+
+
+def broken_runs(s, names):
+    """Which runs of the sweeps of these methods count for nothing, a sentence with a blank before it, or nothing."""
+    told = [
+        f"{setting(run.vary)} {value_of(run.value)} of {next(m.label for m in s.config.methods if m.name == run.of)}, "
+        + (f"its loss rose from {run.start:.2f} to {run.loss:.2f}" if isfinite(run.loss) else "diverged")
+        for run in left_out(s)
+        if run.of in names
+    ]
+    return f" Left out: {'; '.join(told)}." if told else ""
 
 
 def sentence(words):
