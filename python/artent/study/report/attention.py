@@ -8,9 +8,10 @@ from statistics import fmean
 import torch
 
 from artent import theory
+from artent.study.analysis import laws
 from artent.study.report import overview
-from artent.study.report.updates import margin_about, over_seeds
-from artent.study.report.view import line, span
+from artent.study.report.updates import over_seeds
+from artent.study.report.view import line, root_mean_square, span
 
 __all__ = ["charts", "families"]
 
@@ -67,25 +68,37 @@ def _exponents(view):
         "type": "dots",
         "label": "Exponent c of S_ext = c ln T + b for every model and null, with intervals over texts.",
         "x": {"title": "c", "min": min(-0.05, low), "max": max(1.05, high), "ticks": [0, 0.5, 1], "points": "heads"},
-        "refs": [{"x": 0, "label": "area law"}, {"x": 1, "label": "volume law"}],
+        "refs": [{"x": 0, "label": "area law"}, {"x": laws.window_exponent(s), "label": "volume law at these T"}],
         "rows": rows,
     }
 
 
 def _over_steps(view):
-    series = [
-        over_seeds(view, m, [view.s.over_steps[stage] for stage in view.stages(m)])
-        for m in view.methods
-        if all(view.s.over_steps.get(stage) for stage in view.stages(m))
-    ]
+    """How far every run is from its first step, head by head, the margin beside it: what the verdict is made of."""
+    series = []
+    for m in view.methods:
+        runs = [_moved(view.s.attention[stage]) for stage in view.stages(m) if view.s.attention.get(stage)]
+        if len(runs) == len(view.stages(m)):
+            series.append(over_seeds(view, m, runs, mean=root_mean_square))
     if not series or max(len(one["points"]) for one in series) < 2:
         return None
-    title = f"S_ext at T = {view.s.step_length}, nats"
-    x = {"title": "step", "ticks": sorted({x for one in series for x, _ in one["points"]})}
-    label = f"{title}, mean over layers, heads and texts, over the steps of training."
-    region = margin_about(view, (at for one in series for _, at in one["points"]))
-    about = {"type": "lines", "legend": True, "label": label, "yregion": region}
-    return {**about, "x": x, "y": {"title": title}, "series": series}
+    margin, T = view.s.config.judge.margin, view.s.step_length
+    return {
+        "type": "lines",
+        "legend": True,
+        "label": f"Shift of S_ext at T = {T} since the first step, root mean square over heads, over the steps.",
+        "x": {"title": "step", "ticks": sorted({x for one in series for x, _ in one["points"]})},
+        "y": {"title": f"shift of S_ext at T = {T}, rms over heads, nats", "min": 0},
+        "levels": [{"y": margin, "label": f"margin {margin:g}"}],
+        "series": series,
+    }
+
+
+def _moved(steps):
+    """[(step, rms over heads of S_ext less that of the first step, means over texts)]."""
+    heads = {step: seen.s_ext.nanmean(1).flatten() for step, seen in sorted(steps.items())}
+    first = heads[min(heads)]
+    return [(step, (S - first).square().nanmean().sqrt().item()) for step, S in heads.items()]
 
 
 def _drift(view):

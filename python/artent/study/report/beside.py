@@ -42,18 +42,34 @@ def differences(names, summaries):
     for s in summaries:
         values = _flat({k: v for k, v in s.config.to_dict().items() if k not in ("methods", "sweep")})
         values["methods"] = ", ".join(m.label for m in s.config.methods)
-        values["sweep"] = f"{len(s.config.variations)} runs"
-        flat.append(values)
+        flat.append({**values, **_methods(s.config), **_sweep(s.config)})
     rows = []
     for key in dict.fromkeys(key for values in flat for key in values):
         own = [_setting(values.get(key)) for values in flat]
-        if len(set(own)) > 1:
+        there = [each for each, values in zip(own, flat) if key in values]
+        alike = len(set(there)) == 1 and (key.startswith("methods.") or len(there) == len(own))
+        if not alike:  # a method that a study lacks is told by "methods"
             cells = "".join(f"<td>{told(value)}</td>" for value in own)
             rows.append(f"<tr><th scope='row'><code>{told(key)}</code></th>{cells}</tr>")
     if not rows:
         return "<section><h2>Settings that differ</h2><p>None: the configurations are the same.</p></section>"
     head = "".join(f"<th scope='col'>{told(name)}</th>" for name in names)
     return _table("Settings that differ", "Setting", head, rows)
+
+
+def _methods(config):
+    """Every field of every method, by its name."""
+    rows = zip(config.methods, config.to_dict()["methods"])
+    return {f"methods.{m.name}.{key}": value for m, fields in rows for key, value in fields.items()}
+
+
+def _sweep(config):
+    """The values that every setting of every method takes in the sweep, and the seeds of their runs."""
+    found = {}
+    for v in config.variations:
+        values, seeds = found.setdefault(f"sweep.{v.of}.{v.vary}", ({}, {}))
+        values[_setting(v.value)] = seeds[str(v.seed)] = None
+    return {key: f"{', '.join(values)}; seeds {', '.join(seeds)}" for key, (values, seeds) in found.items()}
 
 
 def _table(title, first, head, rows):
@@ -65,4 +81,6 @@ def _table(title, first, head, rows):
 def _setting(value):
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value)) or "none"
+    if isinstance(value, float):
+        return f"{value:g}"
     return "–" if value is None else str(value)

@@ -81,7 +81,8 @@ def render(names, summaries, found):
         beside.differences(names, summaries),
     ]
     data = {"charts": charts, "families": families, "legends": {}, "explorer": None}
-    return page.fill(f"{', '.join(names)}: studies compared", "\n".join(body), data, palette)
+    title = f"{', '.join(names)}: studies compared"
+    return page.fill(title, "\n".join(body), data, palette, "each study’s own folder holds its figures and tables.")
 
 
 def _count(n):
@@ -206,28 +207,32 @@ def _exponents(names, views):
         "type": "dots",
         "label": "Exponent c of S_ext = c ln T + b of every run's base model.",
         "x": {"title": "c of S_ext = c ln T + b", "min": min(-0.05, low), "max": max(1.05, high), "ticks": [0, 0.5, 1]},
-        "refs": [{"x": 0, "label": "area law"}, {"x": 1, "label": "volume law"}],
+        "refs": [{"x": 0, "label": "area law"}, {"x": 1, "label": "volume law at large T"}],
         "rows": rows,
     }
 
 
 def _losses(names, views):
+    """Losses over the steps, a chart a method and unit: a byte's and a token's have no axis in common."""
     shared, made = _shared(views), {}
     for label, methods in shared.items():
-        series = []
+        series = {}
         for i, m in methods:
             runs = [view.s.losses.get(stage, {}).get("new") for view in (views[i],) for stage in view.stages(m)]
             if runs and all(runs) and all(isfinite(v) for run in runs for _, v in run):
-                series.append({**over_seeds(views[i], m, runs), **_style(i), "name": names[i]})
-        if series:
-            units = {views[i].s.loss_unit for i, _ in methods}
-            made[label] = {
+                drawn = {**over_seeds(views[i], m, runs), **_style(i), "name": names[i]}
+                series.setdefault(views[i].s.loss_unit, []).append(drawn)
+        for unit, own in series.items():
+            made[f"{label}|{unit}"] = {
                 "type": "lines",
                 "legend": True,
                 "label": f"Held-out loss of {label} over the steps, run by run.",
                 "x": {"title": "step"},
-                "y": {"title": f"held-out loss on the new text, {' or '.join(sorted(units))}", "digits": 3},
-                "series": series,
+                "y": {"title": f"held-out loss on the new text, {unit}", "digits": 3},
+                "series": own,
             }
-    options = [[label, label] for label in shared if label in made]
-    return {"controls": [{"key": "method", "label": "Method", "options": options}], "charts": made}
+    controls = [
+        {"key": key, "label": words, "options": [[value, value] for value in dict.fromkeys(each)]}
+        for key, words, each in zip(("method", "unit"), ("Method", "Loss in"), zip(*(key.split("|") for key in made)))
+    ]
+    return {"controls": controls, "charts": made}

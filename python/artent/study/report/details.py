@@ -192,7 +192,6 @@ def footer():
         "<footer class='note'><p>Definitions and conventions are artent’s, after "
         f"<a href='{PAPER}'>arXiv 2601.06788</a>, whose bipartition of attention is not known to us. Every number is "
         "computed "
-        "from <code>results.jsonl</code>; all figures lie as PNG and SVG in <code>figures/</code>, all numbers as "
-        "CSV in "
-        "<code>tables/</code>.</p></footer>"
+        "from <code>results.jsonl</code>; all numbers lie as CSV in <code>tables/</code>, figures, where drawn, as PNG "
+        "and SVG in <code>figures/</code>.</p></footer>"
     )

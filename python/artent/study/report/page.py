@@ -12,7 +12,7 @@ from string import Template
 
 import torch
 
-from artent.study.report import attention, details, hair, overview, training, updates, words
+from artent.study.report import attention, details, hair, overview, sweeps, training, updates, words
 from artent.study.report.explorer import explorer
 from artent.study.report.view import View
 from artent.study.report.words import told
@@ -28,7 +28,7 @@ def charts_of(view):
     charts, families = overview.charts(view), {}
     for part in (updates, attention, hair, training):
         charts |= part.charts(view)
-    for part in (updates, attention, training):
+    for part in (updates, attention, sweeps, training):
         families |= part.families(view)
     charts = {name: chart for name, chart in charts.items() if chart and (chart.get("series") or chart.get("rows"))}
     return charts, {name: family for name, family in families.items() if family["charts"]}
@@ -62,11 +62,17 @@ def render(summary, findings, view=None, drawn=None):
         "explorer": explorer(view),
     }
     title = f"{summary.config.name}: entanglement of fine-tuning"
-    return fill(title, "\n".join(body), data, view.palette)
+    without = (
+        "all numbers lie beside this page, in <code>tables/</code>, figures, where drawn, in <code>figures/</code>."
+    )
+    return fill(title, "\n".join(body), data, view.palette, without)
 
 
-def fill(title, body, data, palette):
-    """The template with everything in it: styles, scripts, data. ``palette``: ``{name: (light, dark)}``."""
+def fill(title, body, data, palette, without):
+    """The template with everything in it: styles, scripts, data.
+
+    ``palette``: ``{name: (light, dark)}``; ``without``: where to look without scripts, HTML.
+    """
     asset = files("artent.study.report") / "assets"
 
     def joined(names, suffix):
@@ -80,6 +86,7 @@ def fill(title, body, data, palette):
         "title": html.escape(title),
         "css": joined(STYLES, "css") + colours,
         "body": body,
+        "without": without,
         # "<" would end the script element, whatever a name holds
         "data": json.dumps(_plain(data), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
         "js": joined(SCRIPTS, "js").replace('"use strict";\n', ""),

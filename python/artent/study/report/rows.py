@@ -97,7 +97,7 @@ def _heads(s, _):
 def _fits(s, _):
     for model, fit in s.fits.items():
         low, high = fit.get("interval") or (None, None)
-        told = {key: fit.get(key) for key in ("c", "b", "r_squared", "texts", "verdict")}
+        told = {key: fit.get(key) for key in ("c", "b", "r_squared", "texts")}
         yield {**_model(model), **told, "c_low": low, "c_high": high}
 
 
@@ -235,7 +235,6 @@ TABLES = {
             ("b", "constant"),
             ("r_squared", "share of the variance that the fit explains"),
             ("texts", "how many texts"),
-            ("verdict", "area law, logarithmic correction or volume law"),
         ),
         _fits,
     ),

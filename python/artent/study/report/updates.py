@@ -209,20 +209,14 @@ def _over_steps(view, quantity, title):
     return {"type": "lines", "label": label, "x": x, "y": {"title": title}, "series": series}
 
 
-def margin_about(view, values):
-    """The equivalence margin about the middle of some values of S_ext: (low, high)."""
-    low, high = span(values)
-    middle, margin = (low + high) / 2, view.s.config.judge.margin
-    return [middle - margin, middle + margin]
-
-
-def over_seeds(view, method, runs):
-    """A line through the means of runs ``[(x, y)]`` that share their x, with the range over them."""
-    rows = list(zip(*runs))
-    x = [row[0][0] for row in rows]
-    band = [[at, min(v for _, v in row), max(v for _, v in row)] for at, row in zip(x, rows)]
-    mean = [fmean(v for _, v in row) for row in rows]
-    return line(method.label, x=x, y=mean, band=band, width=2.2, **view.style[method.name])
+def over_seeds(view, method, runs, mean=fmean):
+    """A line through the means of runs ``[(x, y)]``, with the range over them, at every x that all of them have."""
+    runs = [dict(run) for run in runs]
+    shared = [x for x in runs[0] if all(x in run for run in runs)]
+    rows = [[run[x] for run in runs] for x in shared]
+    band = [[x, min(row), max(row)] for x, row in zip(shared, rows)]
+    y = [mean(row) for row in rows]
+    return line(method.label, x=shared, y=y, band=band, width=2.2, **view.style[method.name])
 
 
 def _by_layer(view, quantity, title, matrix):

@@ -11,7 +11,7 @@ import torch
 
 from artent.study.analysis import laws
 
-__all__ = ["QUANTITIES", "View", "line", "matrix_of", "module_label", "read", "span"]
+__all__ = ["QUANTITIES", "View", "line", "matrix_of", "module_label", "read", "root_mean_square", "span"]
 
 # What can be read off a profile: its name here, what a control calls it, what an axis does.
 QUANTITIES = {
@@ -65,6 +65,11 @@ def span(values):
     """(least, greatest) of an iterable of numbers, finite ones only; (0, 1) without any."""
     finite = [v for v in values if v is not None and abs(v) < float("inf")]
     return (min(finite), max(finite)) if finite else (0.0, 1.0)
+
+
+def root_mean_square(values):
+    """Of an iterable of numbers."""
+    return fmean(v * v for v in values) ** 0.5
 
 
 class View:

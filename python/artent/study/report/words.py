@@ -83,7 +83,8 @@ PARTS = (
                     (
                         "sweep-valley",
                         "Valley depth against a setting",
-                        "Each at the end of its own run, everything else as it was.",
+                        "Each at the end of its own run, everything else as it was. Runs that learned nothing are "
+                        "left out.",
                     ),
                 ),
             ),
@@ -115,14 +116,20 @@ PARTS = (
         "What attention makes of it",
         "S_ext is the entropy of one head’s T×T attention matrix across its row|column cut. It never passes ln T: c "
         "= 1 of "
-        "S_ext = c·ln T + b is the volume law, c = 0 the area law, and a logarithmic correction lies between.",
+        "S_ext = c·ln T + b is the volume law of large T, c = 0 the area law, and a logarithmic correction lies "
+        "between.",
         (
             Claim(
                 "external-law",
                 "Area law with a logarithmic correction, over T",
                 (
                     ("growth", "S_ext against T", "Lines are means over layers, heads and texts."),
-                    ("exponents", "The exponent c", "Bars: intervals over texts, of all seeds. Faint: single heads."),
+                    (
+                        "exponents",
+                        "The exponent c",
+                        "Bars: intervals over texts, of all seeds. Faint: single heads. At finite T a volume law has "
+                        "less than 1: its line is where a local window lies.",
+                    ),
                 ),
             ),
             Claim(
@@ -143,8 +150,8 @@ PARTS = (
                 (
                     (
                         "attention-steps",
-                        "S_ext over the steps",
-                        "Bands: range over seeds. Shaded: as wide as the margin.",
+                        "Shift of S_ext over the steps",
+                        "How far a run is from its first step, rms over heads. Bands: range over seeds.",
                     ),
                 ),
             ),
@@ -154,8 +161,9 @@ PARTS = (
                 (
                     (
                         "sweep-attention",
-                        "S_ext against a setting",
-                        "At the end of each run, on the same texts. Shaded: as wide as the margin.",
+                        "Shift of S_ext against a setting",
+                        "From the method’s own setting, rms over heads, on the same texts, less what seeds differ by. "
+                        "Bands: confidence intervals. Runs that learned nothing are left out.",
                     ),
                 ),
             ),
@@ -199,7 +207,8 @@ PARTS = (
                         "equivalence",
                         "The test",
                         "What two methods differ beyond what seeds do, with its interval. Within the shaded margin: "
-                        "alike. Controls must lie beyond it, or the test has no power.",
+                        "alike. The untrained model and LoRA at 10× its learning rate must lie beyond it, or the test "
+                        "has no power; the other controls may lie within, and say how small a change it sees.",
                     ),
                     (
                         "distances",

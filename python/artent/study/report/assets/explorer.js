@@ -17,6 +17,7 @@ function explorer(root, data) {
     if (!mine.length) return null;
     const seeds = mine[0].seeds.filter((seed) => pick.seed.value === "all" || String(seed) === pick.seed.value);
     const rows = seeds.map((seed) => mine.map((each) => each.steps[at][each.seeds.indexOf(seed)]).filter(Boolean));
+    if (!rows.flat().length) return null; // a seed that this method lacks
     const nulls = mine.map((each) => ({ ...data.nulls[each.null], haar: each.haar }));
     const last = at === data.steps.length - 1;
     return {
@@ -67,11 +68,11 @@ function explorer(root, data) {
     legend(chart.parentNode, groupOf(chart.id), entriesOf({ series }));
     table.replaceChildren();
     for (const [method, now] of seen) {
-      const row = htmlNode("tr", {}, table);
+      const row = htmlNode("tr", {}, table), heads = [...root.querySelectorAll("thead th")].slice(1);
       htmlNode("th", { scope: "row" }, row, method.label);
       const used = `${format(now.effective, 1)}${now.rank ? ` of ${now.rank}` : ""}`;
-      for (const value of [format(now.entropy, 2), used, format(now.depth, 2),
-        format(now.randomDepth, 2)]) htmlNode("td", {}, row, value);
+      const values = [format(now.entropy, 2), used, format(now.depth, 2), format(now.randomDepth, 2)];
+      values.forEach((value, i) => htmlNode("td", { "data-head": heads[i].textContent }, row, value));
     }
   };
   for (const control of Object.values(pick)) control.addEventListener("input", redraw);
