@@ -86,6 +86,7 @@ class Effects:
         alike_updates: no method differs from another but for noise (all have the profile of a full-rank update).
         varied: by how much a sweep's end values move depth and slope, ``{vary: nats}``; "*" for all others.
         c, cardy: S_ext = c ln T + b; form of A's bonds: "calabrese-cardy", "linear" or "flat".
+        tuned_cardy: the same of fine-tuned models, where it is another. chain_noise: of every bond of A, a head.
         null_c: of the nulls, in the order uniform, window, Gaussian logits, untrained.
         text_noise: of c between texts.
         seed_noise: of a head's S_ext between seeds. method_shift: of a head's S_ext between methods.
@@ -116,6 +117,8 @@ class Effects:
     varied: dict | None = None
     c: float = 0.5
     cardy: str = "calabrese-cardy"
+    tuned_cardy: str | None = None
+    chain_noise: float = 0.01
     null_c: tuple = (0.2, 0.95, 0.75, 0.25)
     text_noise: float = 0.02
     seed_noise: float = 0.02

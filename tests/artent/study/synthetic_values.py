@@ -65,8 +65,8 @@ def chain(e, name, model):
         "calabrese-cardy": 1.2 / 3 * (N / pi * (pi * l / N).sin()).log() + 0.5,
         "linear": 0.5 * log(2) * torch.minimum(l, N - l) + 0.1,
         "flat": torch.full((11,), 1.5, dtype=torch.float64),
-    }[e.cardy]
-    entropy = form + noise("chain", model, shape=(LAYERS, HEADS, 11), scale=0.01)
+    }[e.cardy if name in ("base", "untrained") else e.tuned_cardy or e.cardy]
+    entropy = form + noise("chain", model, shape=(LAYERS, HEADS, 11), scale=e.chain_noise)
     top = torch.linspace(0.1, 0.8, LAYERS * HEADS, dtype=torch.float64).reshape(LAYERS, HEADS)
     s_cut = torch.special.entr(top) + torch.special.entr(1 - top) + (1 - top) * (log(64 * e.bulk) - 0.5)
     s_cut = s_cut + noise("cut", model, shape=(LAYERS, HEADS), scale=e.bulk_noise)

@@ -1,5 +1,6 @@
 """The parts of the no-hair test: which runs are paired, at what loss, with which controls, and samples beside it."""
 
+import statistics
 from itertools import combinations
 
 import pytest
@@ -30,6 +31,28 @@ def test_the_ratio_divides_what_methods_do_by_what_seeds_do():
     assert nohair.method_seed_ratio({key: runs[key] for key in (("a", 0), ("a", 1))}) is None
     with pytest.raises(ValueError, match="same \\(units, samples\\)"):
         nohair.method_seed_ratio({**runs, ("b", 1): torch.zeros(2, 1)})
+
+
+def test_one_median_of_the_ratios_is_told():
+    s = summary(sweep=(), controls=(), chain=False)
+    found = nohair.ratios(s)
+    assert len(found.attention) == synthetic.LAYERS * synthetic.HEADS
+    assert len(found.updates) == len(synthetic.MODULES)
+    assert found.r_ext == pytest.approx(statistics.median(found.attention))  # an even number: between the middle two
+    head = {run: S[-1].mean(1).flatten()[:1, None] for run, S in s.s_ext.items() if run in s.runs}
+    assert found.attention[0] == pytest.approx(nohair.method_seed_ratio(head)[0].item())
+    module = {run: s.last(run, min(synthetic.MODULES)).entropy[None] for run in s.runs}
+    assert found.updates[0] == pytest.approx(nohair.method_seed_ratio(module)[0].item())
+    assert nohair.ratios(summary(seeds=1, sweep=(), controls=(), chain=False)) is None
+
+
+def test_two_families_of_pairs_share_the_error():
+    values = nohair.final_attention(summary(method_shift=0.08, sweep=(), controls=(), chain=False))
+    one, two = (nohair.attention_pairs(values, NAMES, 0.1, 0.95, families) for families in (1, 2))
+    assert [pair.excess.high for pair in one] == [pair.excess.high for pair in two]  # equivalence takes no correction
+    for pair in two:
+        x, y = (torch.stack([values[(name, seed)] for seed in range(4)]) for name in (pair.a, pair.b))
+        assert pair.excess.beyond == nohair.excess(x, y, 0.1, 0.95, 2 * len(two)).beyond
 
 
 def test_the_excess_is_what_its_formula_says():

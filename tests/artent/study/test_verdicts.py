@@ -62,10 +62,11 @@ def test_every_question_is_answered_once_and_in_order():
 # What is changed of the data, and what turns: {key: (standing, words of the claim or the detail)}.
 TURNS = {
     "rise of a logarithm": ({"rise": "log"}, {"volume-law": (FAILS, "a logarithm rather than a volume law")}),
+    "a rise that noise hides": ({"rise": "log", "update_noise": 0.3}, {"volume-law": (OPEN, "too few or too")}),
     "no rise": (
         {"rise": "flat", "lora_dip": 0.0, "mps_dip": 0.0},
         {
-            "volume-law": (FAILS, "no growth"),
+            "volume-law": (FAILS, "does not follow a volume law"),
             "valley": (FAILS, "no entanglement valley"),
             "mps-valley": (FAILS, "MPS's updates have no"),
         },
@@ -115,7 +116,10 @@ TURNS = {
         {"sweep": ONE_SWEEP, "varied": {"learning_rate": 0.3, "*": 0.0}},
         {"valley-sensitive": (HOLDS, "Not settled for α")},
     ),
-    "half the slope": ({"slope": 0.5}, {"theory-updates": (FAILS, "not random"), "volume-law": (HOLDS, "volume law")}),
+    "half the slope": (
+        {"slope": 0.5},
+        {"theory-updates": (FAILS, "not those of random"), "volume-law": (HOLDS, "volume law")},
+    ),
     "more than the spectrum": ({"off_cut": 0.5}, {"off-cut": (OURS, "hold more than the spectrum")}),
     "volume law": ({"c": 0.995}, {"external-law": (FAILS, "as fast as a volume law")}),
     "area law": ({"c": 0.0}, {"external-law": (FAILS, "an area law")}),
@@ -125,8 +129,13 @@ TURNS = {
     "a volume law, in texts that differ": ({"c": 0.95, "text_noise": 0.4}, {"external-law": (OPEN, "do not settle")}),
     "less than a window's": ({"c": 0.7, "null_c": (0.2, 0.7, 0.75, 0.25)}, {"external-law": (FAILS, "plain rule")}),
     "as a null grows": ({"c": 0.76}, {"external-law": (HOLDS, "as the null “Gaussian logits” does")}),
-    "A of a volume law": ({"cardy": "linear"}, {"external-chain": (FAILS, "most heads follow a volume law")}),
-    "A of no growth": ({"cardy": "flat"}, {"external-chain": (FAILS, "most heads follow no growth")}),
+    "A of a volume law": ({"cardy": "linear"}, {"external-chain": (FAILS, "of the base model follow a volume law")}),
+    "A of no growth": ({"cardy": "flat"}, {"external-chain": (FAILS, "of the base model follow no growth")}),
+    "A of the base alone": (
+        {"cardy": "linear", "tuned_cardy": "calabrese-cardy"},
+        {"external-chain": (OPEN, "depends on the model")},
+    ),
+    "A with noise": ({"cardy": "flat", "chain_noise": 1.0}, {"external-chain": (FAILS, "no growth")}),
     "training moves attention": ({"attention_drift": 0.3}, {"external-steps": (FAILS, "by LoRA moves S_ext by more")}),
     "training may move it": ({"attention_drift": 0.09, "seed_noise": 0.06}, {"external-steps": (OPEN, "not settled")}),
     "rank moves attention": (
@@ -164,6 +173,10 @@ TURNS = {
         {"alike_updates": True, "rise": "flat", "lora_dip": 0.0, "mps_dip": 0.0},
         {"no-hair": (FAILS, "Updates do not tell methods apart")},
     ),
+    "updates hardly tell": (
+        {"alike_updates": True, "rise": "flat", "lora_dip": 0.0, "mps_dip": 0.0, "update_noise": 0.2},
+        {"no-hair": (OPEN, "Whether updates tell methods apart is not settled")},
+    ),
     "broken models are not told": (
         {"control_shift": 0.03, "c": 0.25},
         {"no-hair": (OPEN, "does not tell broken models")},
@@ -173,7 +186,19 @@ TURNS = {
     "no bulk": ({"bulk_noise": 1.5}, {"theory-attention": (FAILS, "does not describe")}),
     "MPS worse": ({"mps_loss": 0.3}, {"mps-loss": (FAILS, "above LoRA's")}),
     "MPS better": ({"mps_loss": -0.3}, {"mps-loss": (FAILS, "below LoRA's")}),
-    "nothing learned": ({"learned": 0.0}, {"learning": (OURS, "hardly learned")}),
+    "MPS as LoRA, but for noise": ({"loss_noise": 1.0}, {"mps-loss": (OPEN, "not settled")}),
+    "MPS a little worse, told by seeds": ({"mps_loss": 0.005, "loss_noise": 0.0005}, {"mps-loss": (HOLDS, "about")}),
+    "nothing learned": (
+        {"learned": 0.0, "loss_noise": 0.001},
+        {
+            "learning": (OURS, "verdicts on them say little"),
+            "mps-loss": (OPEN, "hardly learned"),
+            "external-steps": (OPEN, "hardly learned"),
+            "external-hyperparameters": (OPEN, "its loss rose from"),
+            "no-hair": (OPEN, "hardly learned"),
+        },
+    ),
+    "MPS learned nothing": ({"mps_loss": 0.99}, {"no-hair": (OPEN, "MPS r = 16 (χ = 8) hardly learned")}),
     "better at another rate": ({"loss_noise": 0.3}, {"learning-rates": (OURS, "")}),
     "beyond the bound": ({"beyond_bound": 0.1}, {"rank-bound": (FAULT, "exceed their rank bound")}),
     "no sweep": (
@@ -189,7 +214,7 @@ TURNS = {
         {"no-hair": (OPEN, "No comparison"), "valley": None},
     ),
     "no chain": ({"chain": False}, {"external-chain": None, "theory-attention": None}),
-    "no steps": ({"step_records": False}, {"external-steps": None, "no-hair": (HOLDS, "Not compared at matched loss")}),
+    "no steps": ({"step_records": False}, {"external-steps": None, "no-hair": (OPEN, "A verdict takes matched loss")}),
 }
 
 

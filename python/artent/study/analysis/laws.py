@@ -19,12 +19,14 @@ class Rise(NamedTuple):
     """The rising side of a method's updates, means over modules.
 
     ``slope`` dS/d ln D with its interval over seeds; ``null`` the same of Gaussian updates of their shapes; ``weights``
-    Akaike's, {"linear", "cardy", "flat"}; ``linear`` the share of profiles that the volume law fits best.
+    Akaike's, {"linear", "cardy", "flat"}; ``preferred`` that of the volume law with its interval over seeds; ``linear``
+    the share of profiles that it fits best.
     """
 
     slope: Estimate
     null: float | None
     weights: dict[str, float]
+    preferred: Estimate
     linear: float
 
 
@@ -55,7 +57,7 @@ def rises(s) -> dict[str, Rise]:
     """``{method name: Rise}``; methods whose row side has fewer than three rising bonds are left out."""
     found = {}
     for m in s.methods:
-        slopes, nulls, weights = [], [], []
+        slopes, nulls, weights, preferred = [], [], [], []
         for seed in s.seeds(m.name):
             run = (m.name, seed)
             fits = {module: _rise(p, p.entropy) for module, p in s.last_profiles(run).items()}
@@ -63,7 +65,8 @@ def rises(s) -> dict[str, Rise]:
             if not fits:
                 continue
             slopes.append(fmean(fit["linear"].coefficient for fit in fits.values()))
-            weights += [theory.akaike_weights(fit) for fit in fits.values()]
+            weights += (of_run := [theory.akaike_weights(fit) for fit in fits.values()])
+            preferred.append(fmean(w["linear"] for w in of_run))
             for module in fits.keys() & s.nulls[run].keys():
                 null = _rise(s.last(run, module), s.nulls[run][module]["gaussian"])
                 nulls.append(null["linear"].coefficient)
@@ -72,6 +75,7 @@ def rises(s) -> dict[str, Rise]:
                 interval(slopes, s.config.judge.confidence),
                 fmean(nulls) if nulls else None,
                 {form: fmean(w[form] for w in weights) for form in weights[0]},
+                interval(preferred, s.config.judge.confidence),
                 fmean(max(w, key=w.get) == "linear" for w in weights),
             )
     return found

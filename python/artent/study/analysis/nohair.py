@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from itertools import combinations
 from math import inf, sqrt
+from statistics import median
 from typing import NamedTuple
 
 import torch
@@ -32,6 +33,7 @@ from artent.study.analysis.statistics import Equivalence, equivalent, permutatio
 
 __all__ = [
     "Pair",
+    "Ratios",
     "attention_pairs",
     "at_matched_loss",
     "control_differences",
@@ -39,7 +41,9 @@ __all__ = [
     "final_attention",
     "final_profiles",
     "method_seed_ratio",
+    "ratios",
     "relative_change",
+    "updates_alike",
     "updates_differ",
 ]
 
@@ -98,8 +102,11 @@ def excess(a, b, margin: float, confidence: float, tests: int = 1, both: bool = 
     return Equivalence(value, low, high, max(one.p for one in found), high < margin, beyond, high)
 
 
-def attention_pairs(values, methods, margin: float, confidence: float) -> list[Pair]:
-    """Every pair of ``methods``, of ``values`` {(method, seed): (heads,)}, at the seeds both have."""
+def attention_pairs(values, methods, margin: float, confidence: float, families: int = 1) -> list[Pair]:
+    """Every pair of ``methods``, of ``values`` {(method, seed): (heads,)}, at the seeds both have.
+
+    ``families``: how many such sets of pairs are judged together, of all of which one that is beyond is enough.
+    """
     pairs = list(combinations(methods, 2))
     found = []
     for a, b in pairs:
@@ -107,7 +114,7 @@ def attention_pairs(values, methods, margin: float, confidence: float) -> list[P
         if not seeds:
             continue
         x, y = (torch.stack([values[(name, seed)] for seed in seeds]) for name in (a, b))
-        tested = excess(x, y, margin, confidence, len(pairs))
+        tested = excess(x, y, margin, confidence, families * len(pairs))
         theta = sqrt(max(0.0, _cross(x - y).item())) if len(seeds) > 1 else _rms(x - y)
         found.append(Pair(a, b, tested, theta, _rms(x - y), _between_seeds(values, (a, b))))
     return found
@@ -179,6 +186,12 @@ def updates_differ(profiles, methods, seed=0) -> dict:
     }
 
 
+def updates_alike(profiles, methods, margin: float, confidence: float) -> bool:
+    """Whether the profiles of all pairs of methods are equivalent: ``excess`` of bonds in place of heads."""
+    pairs = attention_pairs(profiles, methods, margin, confidence)
+    return bool(pairs) and all(pair.excess.equivalent for pair in pairs)
+
+
 def method_seed_ratio(runs):
     """r of every unit, and the two differences it divides.
 
@@ -204,6 +217,32 @@ def method_seed_ratio(runs):
         for chosen in (methods, seeds)
     )
     return between_methods / between_seeds.clamp_min(1e-300), between_methods, between_seeds
+
+
+class Ratios(NamedTuple):
+    """r of every unit with its median: ``attention`` of heads, of means over texts; ``updates`` of modules."""
+
+    attention: list[float]
+    updates: list[float]
+    r_ext: float
+    r_int: float
+
+
+def ratios(s) -> Ratios | None:
+    """How far methods differ beside seeds, at the last step; None without two methods and two seeds of one.
+
+    A unit whose seeds do not differ at all is left out. Medians are those between the two middle values.
+    """
+    heads = method_seed_ratio({run: S[:, None] for run, S in final_attention(s).items() if run in s.runs})
+    shared = set.intersection(*(set(s.profiles[run]) for run in s.runs))
+    updates = [
+        method_seed_ratio({run: s.last(run, module).entropy.double()[None] for run in s.runs})
+        for module in sorted(shared)
+    ]
+    if heads is None or not updates or None in updates:
+        return None
+    attention, updates = ([x for r, _, seeds in each for x in r[seeds > 0].tolist()] for each in ([heads], updates))
+    return Ratios(attention, updates, median(attention), median(updates)) if attention and updates else None
 
 
 def relative_change(tuned, base):

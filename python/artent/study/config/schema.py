@@ -212,16 +212,19 @@ class JudgeConfig:
         seeds: seeds a method; fewer are not enough data.
         margin: nats of S_ext; differences below it count as none (the equivalence margin).
         confidence: of intervals and tests.
+        loss_margin: nats a token (of the small model a byte); differences of held-out loss below it count as none.
     """
 
     seeds: int = 4
     margin: float = 0.1
     confidence: float = 0.95
+    loss_margin: float = 0.02
 
     def __post_init__(self):
         _at_least("judge", self, seeds=2)
-        if not 0 < self.margin < float("inf"):
-            raise ValueError(f"judge.margin must be positive, but it is {self.margin}")
+        for key in ("margin", "loss_margin"):
+            if not 0 < (value := getattr(self, key)) < float("inf"):
+                raise ValueError(f"judge.{key} must be positive, but it is {value}")
         if not 0.5 < self.confidence < 1:
             raise ValueError(f"judge.confidence must be between 0.5 and 1, but it is {self.confidence}")
 

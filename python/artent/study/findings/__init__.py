@@ -4,7 +4,7 @@ Where the paper (arXiv 2601.06788) reports something, ``standing`` says whether 
 cannot decide, that. What was not measured gives no finding, or one that says what to run.
 """
 
-from artent.study.findings import attention, nohair, training, updates, valleys
+from artent.study.findings import attention, chains, nohair, training, updates, valleys
 from artent.study.findings.finding import FAILS, FAULT, HOLDS, OPEN, OURS, Finding
 
 __all__ = ["FAILS", "FAULT", "HOLDS", "OPEN", "OURS", "QUESTIONS", "Finding", "findings_of"]
@@ -18,11 +18,11 @@ QUESTIONS = {
     "valley-sensitive": valleys.valley_sensitive,
     "theory-updates": updates.theory_updates,
     "external-law": attention.external_law,
-    "external-chain": attention.external_chain,
+    "external-chain": chains.external_chain,
     "external-steps": attention.external_steps,
     "external-hyperparameters": attention.external_hyperparameters,
     "no-hair": nohair.no_hair,
-    "theory-attention": attention.theory_attention,
+    "theory-attention": chains.theory_attention,
     "mps-valley": training.mps_valley,
     "mps-loss": training.mps_loss,
     "rank-use": updates.rank_use,

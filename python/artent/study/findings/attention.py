@@ -1,4 +1,4 @@
-"""Findings about attention: how S_ext grows with T and over its bonds, what moves it, theory beside it, drift."""
+"""Findings about attention: how S_ext grows with T, what moves it, drift."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from statistics import fmean
 
 import torch
 
-from artent.study.analysis import laws, residuals, sensitivity
+from artent.study.analysis import laws, sensitivity
 from artent.study.analysis.nohair import relative_change
 from artent.study.findings.finding import (
     FAILS,
@@ -26,19 +26,15 @@ from artent.study.findings.finding import (
 
 __all__ = [
     "drift",
-    "external_chain",
     "external_hyperparameters",
     "external_law",
     "external_steps",
-    "theory_attention",
 ]
 
 AREA_LAW = "External entanglement follows an area law with logarithmic corrections"
 AREA = 0.1  # exponents c below this are no growth
 ALIKE = 0.05  # exponents c closer than this are not told apart, however narrow the interval over texts
-FOLLOWS = 0.2  # nats: S_ext nearer than this to a formula is described by it
 PLAIN = {"area law": "area", "area law with a logarithmic correction": "logarithm", "volume law": "volume"}
-FORMS = {"calabrese-cardy": "Calabrese and Cardy's form", "linear": "a volume law", "flat": "no growth"}
 
 
 def external_law(s):
@@ -108,39 +104,6 @@ def external_law(s):
     if few := few_seeds(s, s.methods):
         detail, standing = f"{detail} {few}", OPEN
     return Finding("external-law", claim, detail, standing, paper, numbers)
-
-
-def external_chain(s):
-    """The law's other reading: the bonds of one A as a chain."""
-    paper = f"{AREA_LAW}, read over the bonds of one attention matrix: Calabrese and Cardy's form."
-    forms = {m: found for m in ("base", *s.runs) if (found := laws.chain_forms(s, m)) is not None}
-    if not forms:
-        if s.config.measure.chain_texts and not s.chains:
-            return None  # records from before there were chains
-        detail = "No attention matrix was profiled at every bond: set measure.chain_texts."
-        return Finding("external-chain", "The bonds of A were not measured", detail, OPEN, paper)
-    judged = forms.get("base") or next(iter(forms.values()))
-    shares = ", ".join(f"{100 * share:.0f} % {FORMS[form]}" for form, share in judged.shares.items())
-    detail = f"Best form of {judged.heads} heads by Akaike's criterion: {shares}. Mean Akaike weight of the "
-    detail += f"first, with its interval over heads: {judged.cardy}; its c {judged.c:.2f}."
-    tuned = [found.shares["calabrese-cardy"] for model, found in forms.items() if model != "base"]
-    if tuned:
-        detail += f" In {len(tuned)} fine-tuned models its share of heads is {min(tuned):.2f} to {max(tuned):.2f}."
-    numbers = {f"share of heads, {form}": share for form, share in judged.shares.items()}
-    numbers |= {f"mean Akaike weight, {form}": weight for form, weight in judged.weights.items()}
-    numbers |= {"mean Akaike weight, calabrese-cardy": judged.cardy.numbers, "mean c": judged.c}
-    best = max(judged.shares, key=judged.shares.get)
-    if judged.cardy.low > 0.5:
-        claim, standing = "Over its bonds, the entropy of most heads has Calabrese and Cardy's form", HOLDS
-    elif judged.cardy.high < 0.5:
-        claim, standing = f"Over the bonds of A most heads follow {FORMS[best]}, not Calabrese and Cardy's form", FAILS
-        if best == "calabrese-cardy":
-            claim = "Over the bonds of A no form fits most heads"
-    else:
-        claim, standing = "The heads do not settle which form the bonds of A follow", OPEN
-    if few := few_seeds(s, s.methods):
-        detail, standing = f"{detail} {few}", OPEN
-    return Finding("external-chain", claim, detail, standing, paper, numbers)
 
 
 def external_steps(s):
@@ -224,46 +187,6 @@ def external_hyperparameters(s):
                 " One run or two of a value leave too much room beside what seeds differ: it takes 3 seeds a value."
             )
     return Finding(key, claim, detail, standing, paper, numbers)
-
-
-def theory_attention(s):
-    """Outlier and bulk beside the measured S_ext; c from logits of the measured spread."""
-    paper = "Random matrix theory accounts for the entropy of attention: an outlier beside a bulk."
-    model = "base" if "base" in s.chains else next(iter(s.chains), None)
-    mixture = residuals.attention_mixture(s, model) if model is not None else None
-    if mixture is None:
-        return None
-    c, gaussian = s.fits.get("base", {}).get("c"), s.fits.get("Gaussian logits", {}).get("c")
-    detail = f"S at the cut of {mixture.line.n} heads beside h(p₁) + (1 − p₁)(ln T_eff − ½), rms in nats over heads: "
-    detail += (
-        f"{mixture.line} with T_eff = T, {mixture.fitted} with the one T_eff that fits best, {mixture.share:.2f} T, "
-    )
-    detail += f"which explains {100 * mixture.explained:.0f} % of the variance between heads."
-    numbers = {
-        "rms, T_eff = T": mixture.line.numbers,
-        "rms, T_eff fitted": mixture.fitted.numbers,
-        "T_eff / T": mixture.share,
-        "variance between heads explained": mixture.explained,
-        "mean p₁": mixture.top,
-    }
-    if c is not None and gaussian is not None:
-        detail += f" Independent Gaussian logits of the measured spread have c = {gaussian:.2f}, the model {c:.2f}."
-        numbers |= {"c measured": c, "c of Gaussian logits": gaussian}
-    detail += f" S counts as described within {FOLLOWS} nats."
-    if mixture.line.high <= FOLLOWS:
-        claim, standing = "An outlier beside a random bulk describes the entropy of attention", HOLDS
-    elif mixture.fitted.low > FOLLOWS:
-        claim, standing = "An outlier beside a random bulk does not describe the entropy of attention", FAILS
-    elif mixture.fitted.high <= FOLLOWS:
-        claim = (
-            f"An outlier beside a bulk of {mixture.share:.2f} T states, not of T, describes the entropy of attention"
-        )
-        standing = FAILS
-    else:
-        claim, standing = "The heads do not settle whether an outlier beside a bulk describes attention", OPEN
-    if few := few_seeds(s, s.methods):
-        detail, standing = f"{detail} {few}", OPEN
-    return Finding("theory-attention", claim, detail, standing, paper, numbers)
 
 
 def drift(s):

@@ -6,10 +6,11 @@ from itertools import combinations
 from math import isfinite
 
 from artent.study.analysis import nohair, sampled
-from artent.study.findings.finding import FAILS, HOLDS, OPEN, Finding, few_seeds, listed
+from artent.study.findings.finding import FAILS, HOLDS, OPEN, Finding, few_seeds, listed, unlearned
 
 __all__ = ["no_hair"]
 
+ALIKE = 0.05  # nats rms over bonds: profiles nearer than this do not differ
 POWER = ("untrained", "lora-10x")  # the controls that the test has to tell
 PAPER = "No hair: methods leave different updates, but attention does not tell which of them it was."
 
@@ -21,10 +22,12 @@ def no_hair(s):
         return Finding("no-hair", "No comparison of methods", "It takes two methods.", OPEN, PAPER)
     judge, labels = s.config.judge, s.labels
     margin, confidence, alpha = judge.margin, judge.confidence, 1 - judge.confidence
-    attention = nohair.attention_pairs(nohair.final_attention(s), names, margin, confidence)
-    updates = nohair.updates_differ(nohair.final_profiles(s), names)
-    controls = nohair.control_differences(s, margin, confidence)
     matched = nohair.at_matched_loss(s)
+    families = 1 if isinstance(matched, str) else 2  # at matched steps, and at matched loss
+    attention = nohair.attention_pairs(nohair.final_attention(s), names, margin, confidence, families)
+    profiles = nohair.final_profiles(s)
+    updates = nohair.updates_differ(profiles, names)
+    controls = nohair.control_differences(s, margin, confidence)
     numbers = _numbers(s, attention, updates, controls)
     words = [_ratios(s, numbers)]
     if not attention:
@@ -46,10 +49,13 @@ def no_hair(s):
         words.append(f"Not compared at matched loss: {matched}.")
         later = []
     else:
-        later = nohair.attention_pairs(matched[0], names, margin, confidence)
+        later = nohair.attention_pairs(matched[0], names, margin, confidence, families)
         bound = max(pair.excess.high for pair in later)
         if isfinite(bound):
             words.append(f"At a matched held-out loss of {matched[2]:.3f}: below {bound:.3f} nats.")
+        if len(matched[1]) == len(s.runs) and (p := nohair.updates_differ(matched[1], names).get("all")) is not None:
+            words[-1] = f"{words[-1][:-1]}; that updates differ there: p = {p:.2g}."
+            numbers["updates differ, all methods, matched loss, p"] = p
         numbers["smallest margin that the data support, matched loss"] = _finite(bound)
     told = [name for name, test in controls.items() if test.beyond]
     if controls:
@@ -65,6 +71,7 @@ def no_hair(s):
     beyond = [pair for pair in (*attention, *later) if pair.excess.beyond]
     same = all(pair.excess.equivalent for pair in (*attention, *later))
     differ = updates.get("all", 1.0) < alpha
+    alike = not differ and nohair.updates_alike(profiles, names, ALIKE, confidence)
     missing = [name for name in POWER if name not in controls]
     blind = [name for name in POWER if name in controls and name not in told]
     if few := few_seeds(s, s.methods):
@@ -72,8 +79,11 @@ def no_hair(s):
     elif beyond:
         which = listed(dict.fromkeys(f"{labels[pair.a]} from {labels[pair.b]}" for pair in beyond))
         claim, standing, reason = f"Attention tells methods apart: {which}", FAILS, ""
-    elif not differ:
+    elif alike:
         claim, standing, reason = "Updates do not tell methods apart, so there is no hair to lose", FAILS, ""
+    elif not differ:
+        claim, standing = "Whether updates tell methods apart is not settled", OPEN
+        reason = f"Their profiles neither differ by more than seeds nor agree to within {ALIKE:g} nats."
     elif not same:
         least = max(pair.excess.supports for pair in (*attention, *later))
         claim, standing = "Attention is neither equivalent nor different between methods", OPEN
@@ -86,6 +96,11 @@ def no_hair(s):
     elif blind:
         claim, standing = "Methods do not tell in attention, by a test that does not tell broken models", OPEN
         reason = f"{listed(labels[name] for name in blind)} was not told."
+    elif idle := unlearned(s, s.methods):
+        claim, standing, reason = "Methods do not tell in attention, which had little to learn", OPEN, idle
+    elif isinstance(matched, str):
+        claim, standing = "Methods tell in the updates and not in attention, at matched steps", OPEN
+        reason = "A verdict takes matched loss as well."
     else:
         claim, standing, reason = "Methods tell in the updates and not in attention", HOLDS, ""
     return Finding("no-hair", claim, " ".join([*words, reason]).strip(), standing, PAPER, numbers)
@@ -112,16 +127,9 @@ def _numbers(s, attention, updates, controls):
 
 def _ratios(s, numbers):
     """r of attention and of updates, in words; both go into ``numbers``."""
-    heads = nohair.method_seed_ratio({run: S[-1].nanmean(1).flatten()[:, None] for run, S in _of_runs(s).items()})
-    shared = set.intersection(*(set(s.profiles[run]) for run in s.runs))
-    modules = [
-        nohair.method_seed_ratio({run: s.last(run, module).entropy.double()[None] for run in s.runs})
-        for module in sorted(shared)
-    ]
-    if heads is None or not modules or None in modules:
+    if (found := nohair.ratios(s)) is None:
         return "Two seeds a method would tell how far methods differ beside seeds."
-    r_ext = heads[0].median().item()
-    r_int = sorted(ratio[0].item() for ratio in modules)[(len(modules) - 1) // 2]
+    r_ext, r_int = found.r_ext, found.r_int
     numbers |= {"r of attention, median over heads": r_ext, "r of updates, median over modules": r_int}
     return (
         f"Between methods, updates differ {r_int:.1f} times as much as between seeds; attention {r_ext:.1f} times "
@@ -174,10 +182,6 @@ def _from_samples(s, names, controls, numbers):
                 label = f"{s.labels[pair[0]]} – {s.labels[pair[1]]}: {what}"
                 numbers[label] = found[pair][what].numbers
     return told
-
-
-def _of_runs(s):
-    return {run: s.s_ext[run] for run in s.runs if run in s.s_ext}
 
 
 def _finite(x):

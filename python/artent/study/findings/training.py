@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from math import isfinite
+from math import inf, isfinite
 from statistics import fmean
 
 from artent.study.analysis.statistics import interval, welch
-from artent.study.findings.finding import FAILS, HOLDS, OPEN, OURS, Finding, few_seeds, listed, over_seeds
+from artent.study.findings.finding import (
+    FAILS,
+    HOLDS,
+    OPEN,
+    OURS,
+    Finding,
+    few_seeds,
+    hardly_learned,
+    listed,
+    over_seeds,
+    sentence,
+    unlearned,
+)
 
 __all__ = ["learning", "learning_rates", "mps_loss", "mps_valley"]
 
@@ -49,65 +61,67 @@ def mps_valley(s):
 
 
 def mps_loss(s):
-    """Whether MPS learned as well as LoRA of its rank: equivalence within LoRA's seed spread, best seed to worst."""
+    """Whether MPS learned about as well as LoRA of its rank: equivalence within judge.loss_margin."""
     paper = "MPS adaptation reaches about LoRA's test loss."
-    pairs, confidence = _equal_ranks(s), s.config.judge.confidence
+    pairs, confidence, margin = _equal_ranks(s), s.config.judge.confidence, s.config.judge.loss_margin
     if not pairs:
         return None
-    told, numbers, tests, unfair = [], {}, [], []
+    told, numbers, tests, unfair = [], {"margin, nats": margin}, [], []
     for a, b in pairs:
         lora, mps = s.final_losses(a.name), s.final_losses(b.name)
-        spread, difference = max(lora) - min(lora), welch(mps, lora, confidence)
+        difference = welch(mps, lora, confidence)
         told += [_trained(s, m, losses) for m, losses in ((a, lora), (b, mps))]
-        told.append(f"difference {difference.value:+.3f}, LoRA's seed spread {spread:.3f}")
+        ends = f" ({difference.low:+.3f} to {difference.high:+.3f})" if isfinite(difference.high) else ""
+        told.append(f"difference {difference.value:+.3f}{ends}")
         numbers |= {f"{m.label}: held-out loss": interval(x, confidence).numbers for m, x in ((a, lora), (b, mps))}
-        numbers |= {f"{b.label} − {a.label}": difference.numbers, f"{a.label}: seed spread": spread}
+        numbers |= {f"{b.label} − {a.label}": difference.numbers}
         if min(len(lora), len(mps)) > 1:
-            # the interval that two one-sided tests take, from Welch's of the same difference
-            narrow = welch(mps, lora, 2 * confidence - 1)
-            tests.append((difference.value, spread, narrow.low > spread or narrow.high < -spread, narrow))
-        unfair += [m.label for m in (a, b) if _elsewhere(s, m)]
-    detail = f"Held-out loss on the new text, {s.loss_unit}, mean and range over seeds. {'; '.join(told)}."
-    few = few_seeds(s, [m for pair in pairs for m in pair])
+            # within takes two one-sided tests, every pair; beyond takes one pair of them
+            within = welch(mps, lora, 2 * confidence - 1)
+            tests.append((within, welch(mps, lora, 1 - (1 - confidence) / len(pairs))))
+        unfair += [m.label for m in (a, b) if _elsewhere(s, m, margin)]
+    detail = f"Held-out loss on the new text, {s.loss_unit}, mean and range over seeds. {'; '.join(told)}. "
+    detail += f"Margin {margin:g}, told beforehand."
+    judged = [m for pair in pairs for m in pair]
+    few = few_seeds(s, judged)
     if not tests:
         return Finding(
             "mps-loss", "One seed cannot tell MPS from LoRA of its rank", f"{detail} {few}", OPEN, paper, numbers
         )
+    above, below = (any(x.low > margin for _, x in tests), any(x.high < -margin for _, x in tests))
+    if above or below:
+        where = "above" if above else "below"
+        claim, standing = f"MPS's held-out loss is {where} LoRA's at equal rank, by more than {margin:g} nats", FAILS
+    elif all(x.low > -margin and x.high < margin for x, _ in tests):
+        claim, standing = f"MPS's held-out loss is about LoRA's at equal rank, to within {margin:g} nats", HOLDS
+    else:
+        claim, standing = f"Whether MPS's held-out loss is within {margin:g} nats of LoRA's is not settled", OPEN
     if unfair:
         which = listed(dict.fromkeys(unfair))
         detail += f" {which} did better at another learning rate, so this compares rates as well."
-    different = [test for test in tests if test[2]]
-    if different:
-        where = "above" if different[0][0] > 0 else "below"
-        claim, standing = (
-            f"MPS's held-out loss is {where} LoRA's at equal rank, by more than LoRA's seeds differ",
-            FAILS,
-        )
-    elif all(narrow.low > -spread and narrow.high < spread for _, spread, _, narrow in tests):
-        claim, standing = "MPS's held-out loss is within LoRA's seed spread at equal rank", HOLDS
-    else:
-        claim, standing = "MPS's held-out loss is not settled to within LoRA's seed spread at equal rank", OPEN
-    if few or unfair:
-        detail, standing = f"{detail} {few or ''}".strip(), OPEN
+        claim += ", at these learning rates"
+    if reason := few or unlearned(s, judged):
+        detail, standing = f"{detail} {reason}", OPEN
+    if unfair:
+        standing = OPEN
     return Finding("mps-loss", claim, detail, standing, paper, numbers)
 
 
 def learning(s):
     """Whether the methods learned the new text at all."""
     changes = {m.label: s.loss_change(m.name) for m in s.methods}
-    idle = [label for label, (start, end, *_) in changes.items() if not end < start - 0.02]
-    told = []
+    idle, told = hardly_learned(s, s.methods), []
     for label, (start, end, before, after) in changes.items():
         old = "" if before is None else f" (old text {after - before:+.2f})"
         told.append(f"{label}: {start:.2f} → {end:.2f}{old}")
     claim = "Every method learned the new text"
     if idle:
-        claim = f"{listed(idle)} hardly learned, so what follows says little about {'it' if len(idle) == 1 else 'them'}"
+        them = "it" if len(idle) == 1 else "them"
+        claim = sentence(f"{listed(idle)} hardly learned, so the verdicts on {them} say little")
     detail = f"Held-out loss on it, {s.loss_unit}: {'; '.join(told)}."
     if s.diverged:
-        detail += (
-            f" Diverged: {listed(f'{s.labels.get(stage[0], stage[0])}, seed {stage[1]}' for stage in s.diverged)}."
-        )
+        runs = (f"{s.labels.get(name, name)}, {', '.join(_told(rest))}" for name, *rest in s.diverged)
+        detail += f" Diverged: {'; '.join(runs)}."
     numbers = {f"{label}: change of loss": end - start for label, (start, end, *_) in changes.items()}
     return Finding("learning", claim, detail, OURS, None, numbers)
 
@@ -119,16 +133,17 @@ def learning_rates(s):
     told, elsewhere = [], []
     for m in s.methods:
         if losses := s.swept.get(m.name):
-            row = ", ".join(f"{losses[rate]:.3f} at {rate:.2g}" for rate in sorted(losses))
-            told.append(f"{m.label}: {row}")
-            if _elsewhere(s, m):
+            row = (f"{_loss(losses[rate])} at {rate:.2g}" for rate in sorted(losses))
+            told.append(f"{m.label}: {', '.join(row)}")
+            if _elsewhere(s, m, s.config.judge.loss_margin):
                 elsewhere.append(m.label)
     if not told:
         return None
-    claim = "Every method ran at the best of the learning rates tried"
+    claim = "No method did better at another of the learning rates tried"
     if elsewhere:
-        claim = f"{listed(elsewhere)} did better at another learning rate than the study's"
-    detail = f"Held-out loss on the new text, {s.loss_unit}, one seed. {'; '.join(told)}."
+        claim = sentence(f"{listed(elsewhere)} did better at another learning rate than the study's")
+    detail = f"Held-out loss on the new text, {s.loss_unit}, one seed. {'; '.join(told)}. "
+    detail += f"Better is better by {s.config.judge.loss_margin:g}."
     return Finding("learning-rates", claim, detail, OURS)
 
 
@@ -145,7 +160,17 @@ def _trained(s, m, losses):
     return f"{told}, learning rate {m.learning_rate:.2g}"
 
 
-def _elsewhere(s, m):
-    """Whether a learning rate other than the method's own did best in its sweep; False without one."""
-    finite = {rate: loss for rate, loss in s.swept.get(m.name, {}).items() if isfinite(loss)}
-    return bool(finite) and min(finite, key=finite.get) != m.learning_rate
+def _elsewhere(s, m, margin):
+    """Whether a learning rate other than the method's own did better by more than the margin; False without a sweep."""
+    losses = s.swept.get(m.name, {})
+    own = losses.get(m.learning_rate, inf)
+    return any(loss < own - margin for loss in losses.values() if isfinite(loss))
+
+
+def _loss(loss):
+    return f"{loss:.3f}" if isfinite(loss) else "diverged"
+
+
+def _told(rest):
+    """Seed and setting of a stage, in words."""
+    return [f"seed {rest[0]}", *(text.replace("_", " ").replace("=", " ") for text in rest[1:])]

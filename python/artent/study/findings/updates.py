@@ -20,7 +20,11 @@ from artent.study.findings.finding import (
 __all__ = ["off_cut", "rank_bound", "rank_use", "theory_updates", "volume_law"]
 
 FOLLOWS = 0.2  # nats: a profile nearer than this to a line is described by it
-FORMS = {"linear": "a volume law", "cardy": "a logarithm", "flat": "no growth at all"}
+FOLLOWED = {
+    "cardy": "follows a logarithm rather than a volume law",
+    "flat": "does not grow",
+    None: "does not follow a volume law",
+}
 
 
 def volume_law(s):
@@ -32,7 +36,7 @@ def volume_law(s):
         return None
     told = "; ".join(
         f"{m.label}: slope {found[m.name].slope}, random {_two(found[m.name].null)}, a line fits best in "
-        f"{100 * found[m.name].linear:.0f} % of profiles"
+        f"{100 * found[m.name].linear:.0f} % of profiles, with an Akaike weight of {found[m.name].preferred}"
         for m in s.methods
         if m.name in found
     )
@@ -42,14 +46,15 @@ def volume_law(s):
         if rise := found.get(m.name):
             numbers |= {f"{m.label}: slope": rise.slope.numbers, f"{m.label}: slope of random updates": rise.null}
             numbers |= {f"{m.label}: Akaike weight of {k}": w for k, w in rise.weights.items()}
-    best = {m.label: max(found[m.name].weights, key=found[m.name].weights.get) for m in judged}
-    other = {label: form for label, form in best.items() if form != "linear"}
-    flat = [m.label for m in judged if found[m.name].slope.high <= 0]
-    if other or flat:
-        which = listed(other or flat)
-        form = FORMS[next(iter(other.values()))] if other else FORMS["flat"]
-        claim, standing = f"The entropy of {which} follows {form} rather than a volume law", FAILS
-    elif all(found[m.name].slope.low > 0 for m in judged):
+            numbers[f"{m.label}: Akaike weight of linear, over seeds"] = rise.preferred.numbers
+    # bounded: all of a method's interval over seeds on one side of ½
+    other = {m: _form(found[m.name]) for m in judged if found[m.name].preferred.high < 0.5}
+    other |= {m: "flat" for m in judged if found[m.name].slope.high <= 0}
+    if other:
+        told = {form: listed(m.label for m in other if other[m] == form) for form in dict.fromkeys(other.values())}
+        told = [f"of {which} {FOLLOWED[form]}" for form, which in told.items()]
+        claim, standing = f"The entropy {' and '.join(told)}", FAILS
+    elif all(found[m.name].slope.low > 0 and found[m.name].preferred.low > 0.5 for m in judged):
         claim, standing = "LoRA's updates follow a volume law up to the valley", HOLDS
         if not of_kind(s, "lora"):
             claim = "The updates follow a volume law"
@@ -90,11 +95,9 @@ def theory_updates(s):
     far = [m.label for m in judged if found[m.name]["line"].rms.low > FOLLOWS]
     by_spectrum = all("haar" in found[m.name] and found[m.name]["haar"].rms.high <= FOLLOWS for m in judged)
     if far:
-        claim, standing = (
-            f"{listed(far)} {'is' if len(far) == 1 else 'are'} not random: away from the theory line",
-            FAILS,
-        )
-        claim += ", though random vectors with the same spectrum follow the profile" if by_spectrum else ""
+        claim = f"The profiles of {listed(far)} are not those of random matrices"
+        claim += "; with their own singular values and random vectors they would be" if by_spectrum else ""
+        standing = FAILS
     elif all(rms.high <= FOLLOWS for rms in lines):
         claim, standing = "The profiles follow the lines of random matrices", HOLDS
     else:
@@ -116,12 +119,18 @@ def rank_use(s):
         f"{label}: {effective.value:.1f} of {nominal} used" for label, (effective, nominal) in used.items()
     )
     shares = [effective.value / nominal for effective, nominal in used.values()]
+    ranks = [nominal for _, nominal in used.values()]
+    ordered = [share for _, share in sorted(zip(ranks, shares))]
     if max(shares) < 0.75:
         claim = "The updates use a part of the rank they were given"
     elif min(shares) > 0.9:
         claim = "The updates use nearly all the rank they were given"
-    else:
+    elif len(set(ranks)) == len(ranks) > 1 and ordered in (sorted(ordered), sorted(ordered, reverse=True)):
         claim = "How much of its rank an update uses depends on the rank"
+    elif len(shares) > 1:
+        claim = "Some updates use more of their rank than others"
+    else:
+        claim = "The updates use most of the rank they were given"
     detail = f"Effective rank exp S at the row|column cut, means over modules and seeds. {told}."
     numbers = {f"{label}: effective rank": effective.numbers for label, (effective, _) in used.items()}
     return Finding("rank-use", claim, detail, OURS, None, numbers)
@@ -177,6 +186,11 @@ def rank_bound(s):
     detail += ", and MPS's under what χ leaves of it." if "MPS" in kinds else "."
     claim = f"All {len(excesses)} {of} profiles respect their rank bound"
     return Finding("rank-bound", claim, detail, OURS, None, numbers)
+
+
+def _form(rise):
+    """The form that most of the weight is on, None where on none, the volume law aside."""
+    return next((form for form, weight in rise.weights.items() if form != "linear" and weight > 0.5), None)
 
 
 def _near_null(rise):
