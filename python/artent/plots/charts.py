@@ -63,7 +63,9 @@ def _lines(ax, spec, colours):
         if s.get("off") or not s["points"]:
             continue
         colour, width, dash = colours[s["color"]], s.get("width", 2), s.get("dash", "none")
-        if s.get("band"):
+        if s.get("band") and s.get("bars"):
+            ax.vlines(*zip(*s["band"]), color=colour, alpha=0.6, linewidth=3)
+        elif s.get("band"):
             ax.fill_between(*zip(*s["band"]), color=colour, alpha=0.15, linewidth=0)
         ax.plot(
             *zip(*s["points"]),
@@ -97,6 +99,8 @@ def _lines(ax, spec, colours):
         at = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "size": "small", "bbox": _BEHIND}
         ax.annotate(arrow["label"], middle, **at)
     _scale(ax.xaxis, ax.set_xscale, spec["x"])
+    if spec["x"].get("kind") == "log" and len(spec["x"].get("ticks", ())) > 7:
+        ax.tick_params("x", labelrotation=30)  # where they fall close
     _scale(ax.yaxis, ax.set_yscale, spec["y"])
     if spec["y"].get("kind") != "log":
         ax.set_ylim(bottom=spec["y"].get("min"), top=spec["y"].get("max"))

@@ -8,6 +8,7 @@ import pytest
 from artent.study.report import compare_runs, write_report
 from study import browser as browsers
 from study import synthetic
+from study.test_report_runs import diverged
 
 if browsers.executable() is None:
     pytest.skip(f"needs one of {', '.join(browsers.NAMES)} on the path", allow_module_level=True)
@@ -204,6 +205,26 @@ def test_dark_and_light_are_both_readable(page):
         assert ratio >= 4.5, words
         seen.append(page.run(colours))
     assert all(a != b for a, b in zip(*seen))
+
+
+def test_the_explorer_lives_with_a_seed_that_a_method_lacks(chrome, tmp_path):
+    records = list(diverged(synthetic.records(synthetic.Effects(seeds=2, sweep=(), controls=())), "lora-r4", 1))
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    chrome.open(write_report(tmp_path, draw_figures=False), 390)
+    chrome.run(CHECKS)
+    heads = "[...document.querySelectorAll('[data-explorer] tbody th')].map(th => th.textContent)"
+    assert len(chrome.run(heads)) == 5
+    scroll = "document.querySelector('[data-explorer] .scroll')"
+    assert chrome.run(f"{scroll}.scrollWidth <= {scroll}.clientWidth")  # on a phone as well
+    chrome.focus("[data-explorer] [data-control=seed]")
+    chrome.press("End")
+    assert len(chrome.run(heads)) == 4
+    assert "LoRA r = 4" not in ask(chrome, "linesOf", "[data-explorer] .plot")
+    chrome.focus("[data-explorer] [data-control=method]")
+    chrome.press("Home", "ArrowDown", "ArrowDown", "ArrowDown")
+    assert ask(chrome, "valueOf", "[data-explorer] [data-control=method]") == "lora-r4"
+    assert chrome.run(heads) == ask(chrome, "linesOf", "[data-explorer] .plot") == []
+    assert chrome.errors == []
 
 
 @pytest.mark.parametrize("width", [390, 1280])

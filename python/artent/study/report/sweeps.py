@@ -92,7 +92,7 @@ def _shifts(view):
             points = sorted({at(own[m.name]): 0.0, **{x: test.mean for x, test in tests.items()}}.items())
             band = [[x, tests[x].low, tests[x].high] if x in tests else [x, 0.0, 0.0] for x, _ in points]
             style = {**view.style[m.name], "width": 0 if names else 2.2}
-            known = {"band": band} if all(isfinite(high) for *_, high in band) else {}
+            known = {"band": band, "bars": True} if all(isfinite(high) for *_, high in band) else {}
             x, values = zip(*points)
             series.append(line(m.label, x=x, y=values, **style, **known))
         if series:

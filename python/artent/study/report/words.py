@@ -163,7 +163,7 @@ PARTS = (
                         "sweep-attention",
                         "Shift of S_ext against a setting",
                         "From the method’s own setting, rms over heads, on the same texts, less what seeds differ by. "
-                        "Bands: confidence intervals. Runs that learned nothing are left out.",
+                        "Bars: confidence intervals. Runs that learned nothing are left out.",
                     ),
                 ),
             ),

@@ -1,6 +1,7 @@
 // Lines over x: {type: "lines", label, height?, x: {title, kind?, ticks?, short?}, y: {title, kind?, min?, max?, digits?},
 //   marks: [{x, label}], levels: [{y, label}], yregion?: [low, high], arrows: [{x, from, to, label, tags?}],
-//   series: [{name, color, points: [[x, y]], dash?, width?, faint?, marker?, band?: [[x, low, high]], tags?}]}
+//   series: [{name, color, points: [[x, y]], dash?, width?, faint?, marker?, band?: [[x, low, high]],
+//   bars?: the band as a bar at every x, tags?}]}
 // A series is drawn where none of its tags (its name, if it has none) is switched off in the legend.
 "use strict";
 
@@ -67,7 +68,11 @@ function drawLines(holder, spec, off) {
     svgNode("line", { x1: left, x2: width - right, y1: y(level.y), y2: y(level.y), class: "mark" }, svg);
     svgNode("text", { x: width - right, y: y(level.y) - 5, class: "tick end halo" }, svg, level.label);
   }
-  for (const s of series.filter((each) => each.band?.length)) {
+  for (const s of series.filter((each) => each.band?.length && each.bars)) {
+    for (const [at, from, to] of s.band) svgNode("line", { x1: x(at), x2: x(at), y1: y(from), y2: y(to), class: "interval",
+      style: `stroke:${paint(s.color)}` }, svg);
+  }
+  for (const s of series.filter((each) => each.band?.length && !each.bars)) {
     const back = [...s.band].reverse().map((p) => [p[0], p[1]]);
     svgNode("path", { d: linePath([...s.band.map((p) => [p[0], p[2]]), ...back], x, y) + "Z", class: "band",
       style: `fill:${paint(s.color)}` }, svg);
