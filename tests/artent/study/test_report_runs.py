@@ -1,10 +1,12 @@
 """The report of runs as they may end: what moved attention as verdicts judge it, runs that broke or diverged."""
 
 import json
+from itertools import combinations
 
 import pytest
 import torch
 from artent.study.analysis import sensitivity
+from artent.study.findings import findings_of
 from artent.study.report import page, write_report
 from artent.study.summary import Summary
 from study import synthetic
@@ -52,6 +54,21 @@ def test_the_line_of_the_volume_law_is_the_verdicts(data, summary):
     refs = {ref["label"]: ref["x"] for ref in data["charts"]["exponents"]["refs"]}
     window = next(fit["c"] for name, fit in summary.fits.items() if str(name).startswith("local window"))
     assert refs == pytest.approx({"area law": 0, "volume law at these T": min(1, window)}, rel=1e-4)
+
+
+def test_ratios_are_those_of_the_text(data, summary):
+    """Both medians of the chart, against the finding's numbers and the records' own means over texts."""
+    rows = {row["name"]: row for row in data["charts"]["ratios"]["rows"]}
+    numbers = next(f for f in findings_of(summary) if f.key == "no-hair").numbers
+    assert rows["attention, r_ext"]["value"] == pytest.approx(numbers["r of attention, median over heads"], rel=1e-4)
+    assert rows["updates, r_int"]["value"] == pytest.approx(numbers["r of updates, median over modules"], rel=1e-4)
+    heads = {run: summary.s_ext[run][-1].mean(1).flatten() for run in summary.runs}
+    pairs = {True: [], False: []}
+    for a, b in combinations(heads, 2):
+        if a[0] == b[0] or a[1] != b[1]:
+            pairs[a[0] == b[0]].append((heads[a] - heads[b]).square())
+    between, within = (torch.stack(pairs[same]).mean(0).sqrt() for same in (False, True))
+    assert rows["attention, r_ext"]["points"] == pytest.approx((between / within).tolist(), rel=1e-4)
 
 
 def test_runs_of_the_sweep_that_learned_nothing_are_in_the_losses_alone():

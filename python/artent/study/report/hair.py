@@ -75,27 +75,17 @@ def _differences(runs):
     return None if found is None else found[1:]
 
 
-def _unit_runs(view):
-    """({run: (heads, texts)} of S_ext, [{run: (1, bonds)} a module])."""
-    attention = {run: view.s.s_ext[run][-1].transpose(1, 2).flatten(0, 1) for run in view.s.runs if run in view.s.s_ext}
-    modules = [module for layers in view.matrices.values() for module in layers.values()]
-    updates = [{run: view.s.last(run, module).entropy.double()[None] for run in view.s.runs} for module in modules]
-    return attention, updates
-
-
 def _ratios(view):
-    attention, updates = _unit_runs(view)
-    updates = [_differences(each) for each in updates]
-    heads = _differences(attention)
-    if heads is None or None in updates:
+    found = nohair.ratios(view.s)
+    if found is None:
         return None
-    rows = []
-    for name, pairs in (("updates, r_int", updates), ("attention, r_ext", [heads])):
-        between, within = (torch.cat(parts) for parts in zip(*pairs))
-        each = [r for r in (between / within.clamp_min(1e-300)).tolist() if isfinite(r)]
-        rows += [{"name": name, "color": "ink", "value": median(each), "points": each}] if each else []
-    if not rows:
-        return None
+    rows = [
+        {"name": name, "color": "ink", "value": middle, "points": each}
+        for name, middle, each in (
+            ("updates, r_int", found.r_int, found.updates),
+            ("attention, r_ext", found.r_ext, found.attention),
+        )
+    ]
     low, high = span(p for row in rows for p in row["points"])
     low, high = min(0.5, low) / 1.1, max(2.0, high) * 1.1
     return {
