@@ -149,7 +149,8 @@ def _setup(view):
     yield "Profiles", f"of {', '.join(measure.targets)}, every {measure.every} steps; random nulls of {draws}"
     yield "Attention", f"{_count(measure.texts, 'held-out text')}, T = {', '.join(map(str, measure.lengths))}"
     j = c.judge
-    yield "Verdicts", f"from {j.seeds} seeds a method, margin {j.margin:g} nats, {j.confidence:.0%} confidence"
+    margins = f"margins {j.margin:g} nats of S_ext and {j.loss_margin:g} {s.loss_unit} of loss"
+    yield "Verdicts", f"from {j.seeds} seeds a method, {margins}, {j.confidence:.0%} confidence"
     yield "Seeds", f"{', '.join(map(str, c.seeds))} (order of the texts, start of the adapter)"
     if c.controls:
         yield "Controls", "; ".join(s.labels.get(name, name) for name in c.controls)
