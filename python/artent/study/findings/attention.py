@@ -152,6 +152,8 @@ def external_hyperparameters(s):
     key = "external-hyperparameters"
     if not judged:
         detail = "S_ext was measured in no sweep of LoRA: give the study one, and measure.sweep_texts of 1 or more."
+        if s.config.measure.sweep_texts and any(sweep.of in (*loras, "*") for sweep in s.config.sweep):
+            detail = "No run of LoRA's sweep that could be compared is there yet."
         detail += broken_runs(s, loras)
         return Finding(key, "S_ext against hyper-parameters was not measured", detail, OPEN, paper)
     labels, numbers, told = {m.name: m.label for m in s.config.methods}, {}, []

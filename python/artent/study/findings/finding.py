@@ -77,7 +77,9 @@ def few_seeds(s, methods):
     told = listed(f"{label} has {n}" for label, n in short.items())
     if len(short) == len(have) and len(set(short.values())) == 1:
         told = f"there {'is' if 1 in short.values() else 'are'} {min(short.values())}"
-    return f"A verdict takes {need} seeds a method; {told}."
+    lost = sum(len(stage) == 2 and stage[0] in {m.name for m in methods} for stage in s.diverged)
+    more = " Another seed in place of one that diverged would do." if lost else ""
+    return f"A verdict takes {need} seeds a method; {told}.{more}"
 
 
 def few_of(s, have):
