@@ -119,6 +119,8 @@ def test_methods_refuse(values, words):
         (["sweep=[{vary: rank, of: lora-r2, values: [2]}]"], "no method has that setting at another value"),
         (["seeds=4294967296"], "2³² − 1"),
         (["methods=[{kind: lora, learning_rate: 1, rank: 2, init: false}]"], "starts with a random update"),
+        (["judge.loss_margin=0"], "judge.loss_margin must be positive"),
+        (["judge.seeds=1"], "judge.seeds must be at least 2"),
         (["stepz=7"], "unknown key 'stepz' .did you mean steps"),
         (["seed=1"], "model.seed or data.seed"),
         (["steps"], "key=value"),

@@ -7,7 +7,7 @@ import peft
 import pytest
 import torch
 from artent.study import controls
-from artent.study.config.schema import MeasureConfig
+from artent.study.config import MeasureConfig
 from artent.study.controls import KINDS, apply_control, control_records, control_update
 from safetensors.torch import load_file
 from torch.func import functional_call

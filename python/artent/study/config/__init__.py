@@ -2,15 +2,8 @@
 
 from artent.study.config.load import as_config, config_names, described, named_config, override
 from artent.study.config.methods import CONTROLS, KINDS, Method, Sweep
-from artent.study.config.schema import (
-    DataConfig,
-    JudgeConfig,
-    MeasureConfig,
-    ModelConfig,
-    StudyConfig,
-    TrainingConfig,
-    Variation,
-)
+from artent.study.config.schema import StudyConfig, Variation
+from artent.study.config.sections import DataConfig, JudgeConfig, MeasureConfig, ModelConfig, TrainingConfig
 
 __all__ = [
     "CONTROLS",
