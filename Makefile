@@ -11,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= runs/quick
 OLDEST_PEFT := 0.18.0
-PARALLEL := -n auto --maxprocesses 4 --dist loadfile  # a process a core; ext and simt try threads themselves
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile  # a process a core; tests of threads set their number themselves
 NATIVE := setup.py pyproject.toml artent_ext/_version.py $(shell find csrc -type f)
 CPP := $(shell find csrc tests/simt -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
@@ -24,8 +24,7 @@ demo: $(VENV)/.built ## run the quick study (≤ 5 minutes on 2 cores) and write
 	$(BIN)/artent study --config quick --out $(RUN) --resume
 
 test: $(VENV)/.built $(VENV)/peft-$(OLDEST_PEFT) ## run the tests that need no GPU, the adapter's with the oldest PEFT too
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/artent $(PARALLEL)
-	$(BIN)/python -m pytest tests/ext tests/simt
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests $(PARALLEL)
 	OMP_NUM_THREADS=1 ARTENT_TESTS_PEFT=$(OLDEST_PEFT) PYTHONPATH="$(CURDIR)/$(VENV)/peft-$(OLDEST_PEFT)" \
 	  $(BIN)/python -m pytest tests/artent/adapters $(PARALLEL) -k 'not without_peft and not works_on' \
 	  --ignore-glob='*_compile.py' --ignore-glob='*_trl.py' --ignore-glob='*_product.py' --ignore-glob='*_truncation.py'
