@@ -103,8 +103,9 @@ def unlearned(s, methods):
 
 def broken_runs(s, names):
     """Which runs of the sweeps of these methods count for nothing, a sentence with a blank before it, or nothing."""
+    labels = {m.name: m.label for m in s.config.methods}
     told = [
-        f"{setting(run.vary)} {value_of(run.value)} of {next(m.label for m in s.config.methods if m.name == run.of)}, "
+        f"{setting(run.vary)} {value_of(run.value)} of {labels[run.of]}, seed {run.seed}, "
         + (f"its loss rose from {run.start:.2f} to {run.loss:.2f}" if isfinite(run.loss) else "diverged")
         for run in left_out(s)
         if run.of in names
