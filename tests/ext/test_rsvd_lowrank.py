@@ -106,7 +106,6 @@ def test_shapes_are_torchs(q, shape):
         {"A": torch.ones(6, 4, dtype=torch.int64)},
         {"A": torch.randn(6, 4), "M": torch.randn(6, 4).to_sparse()},
     ],
-    ids=str,
 )
 def test_errors_are_torchs(arguments):
     with pytest.raises(Exception) as torchs:
