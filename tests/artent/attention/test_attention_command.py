@@ -187,7 +187,8 @@ def test_lengths_that_are_no_numbers(folder, capsys, value):
 
 def test_without_matplotlib_it_is_told_before_anything_is_measured(folder, capsys, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
-    monkeypatch.delitem(sys.modules, "artent.plots", raising=False)
+    for name in [name for name in sys.modules if name.startswith("artent.plots")]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.delattr(artent, "plots", raising=False)
     assert run(folder, "whole", "--out", str(tmp_path / "out")) == 2
     told = "artent attention: figures need matplotlib: pip install artent[plots], or give --no-plot\n"

@@ -160,7 +160,8 @@ def test_without_pyarrow_all_but_parquet_is_written(files, tmp_path, capsys, mon
 
 def test_without_matplotlib_it_is_told_before_anything_is_measured(files, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
-    monkeypatch.delitem(sys.modules, "artent.plots", raising=False)
+    for name in [name for name in sys.modules if name.startswith("artent.plots")]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.delattr(artent, "plots", raising=False)
     assert run(files.adapter, "--out", tmp_path / "out") == 2
     told = "artent profile: figures need matplotlib: pip install artent[plots], or give --no-plot\n"

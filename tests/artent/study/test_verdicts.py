@@ -154,7 +154,7 @@ TURNS = {
             "broken": {("learning_rate", 0.0025): float("nan"), ("learning_rate", 0.04): 3.2},
         },
         {
-            "external-hyperparameters": (HOLDS, "0.04 of LoRA r = 16, its loss rose from 3.00 to 3.20"),
+            "external-hyperparameters": (HOLDS, "0.04 of LoRA r = 16, seed 0, its loss rose from 3.00 to 3.20"),
             "valley-sensitive": (OPEN, "learning rate 0.0025 of LoRA r = 16, diverged"),
         },
     ),
