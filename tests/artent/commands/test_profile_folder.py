@@ -162,7 +162,7 @@ def test_without_matplotlib_it_is_told_before_anything_is_measured(files, tmp_pa
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     for name in [name for name in sys.modules if name.startswith("artent.plots")]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delattr(artent, "plots", raising=False)
+    monkeypatch.delitem(vars(artent), "plots", raising=False)
     assert run(files.adapter, "--out", tmp_path / "out") == 2
     told = "artent profile: figures need matplotlib: pip install artent[plots], or give --no-plot\n"
     assert capsys.readouterr().err == told

@@ -155,7 +155,7 @@ TURNS = {
         },
         {
             "external-hyperparameters": (HOLDS, "0.04 of LoRA r = 16, seed 0, its loss rose from 3.00 to 3.20"),
-            "valley-sensitive": (OPEN, "learning rate 0.0025 of LoRA r = 16, diverged"),
+            "valley-sensitive": (OPEN, "learning rate 0.0025 of LoRA r = 16, seed 0, diverged"),
         },
     ),
     "every swept run broke": (
