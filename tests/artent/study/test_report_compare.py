@@ -20,6 +20,8 @@ def test_comparison_lays_runs_beside_each_other(folder, tmp_path):
     other = synthetic.write(tmp_path / "other", other)
     out = compare_runs([folder, other], tmp_path / "both.html")
     text = out.read_text()
+    assert compare_runs([folder, other], tmp_path / "both") == tmp_path / "both" / "comparison.html"
+    assert (tmp_path / "both" / "comparison.html").read_text() == text
     data = data_of(text)
     names = ["synthetic (study)", "synthetic (other)"]
     summaries = [summary_of(folder), summary_of(other)]

@@ -27,7 +27,9 @@ DASHES = ("none", "7 3", "2 3", "9 3 2 3", "4 2", "12 3")
 
 
 def compare_runs(folders, out):
-    """Write one page that shows the studies in ``folders`` beside each other to ``out``; returns its path.
+    """Write one page that shows the studies in ``folders`` beside each other; returns its path.
+
+    ``out``: an .html file, or the folder that gets ``comparison.html``.
 
     Models, methods and lengths may differ between them. Raises ValueError for fewer than two folders, and what
     ``write_report`` raises for a folder without a study.
@@ -39,7 +41,7 @@ def compare_runs(folders, out):
 
     summaries = [summary_of(folder) for folder in folders]
     found = [findings_of(summary) for summary in summaries]
-    out = Path(out)
+    out = Path(out) if Path(out).suffix == ".html" else Path(out) / "comparison.html"
     out.parent.mkdir(parents=True, exist_ok=True)
     return page.write(out, render(_names(folders, summaries), summaries, found))
 
